@@ -1,0 +1,34 @@
+# make demo: the embedded model with and without the plugin.  make test: the test suite.  make check: lint and types.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test check docs install clean
+
+demo: install
+	$(BIN)/sightline demo
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV)/types && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p sightline
+	$(BIN)/python -m sightline.docs --check
+
+docs: install
+	$(BIN)/python -m sightline.docs
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	# The package's root is src/; mypy finds packages by folder name, so it gets one of that name.
+	mkdir -p $(VENV)/types && ln -sfn ../../src $(VENV)/types/sightline
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out build dist

@@ -1,0 +1,1 @@
+"""Calibration files, one YAML per model (data only)."""

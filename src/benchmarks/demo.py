@@ -1,0 +1,183 @@
+"""`sightline demo`: the embedded model on scenes it has never seen, plain and under every configuration of a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import config_hash, images_hash, model_hash, provenance, read_suite, write_json, write_text
+from .pope import SPLITS
+from .run import Attach, Run, calls, results, run
+from .tasks import scene_tasks, scene_vocabulary
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+LABEL = "embedded testbed model, generated scenes"
+SPLIT = "test"
+"""The split of the demo; settings are chosen on "calibration" (`sweep.py`), never here."""
+
+
+@dataclass
+class Demo:
+    """What a demo measured: the JSON-ready result, the scenes, and the runs with every caption."""
+
+    result: dict[str, Any]
+    scenes: list[Any]
+    runs: list[Run]
+
+    def page(self) -> str:
+        """The HTML report, one self-contained file."""
+        from .report import page
+
+        return page(self.result, self.scenes, self.runs, scene_vocabulary())
+
+
+def demo(
+    *,
+    scenes: int = 60,
+    seed: int = 0,
+    suite: Path | None = None,
+    threads: int = 1,
+    attach: Attach | None = None,
+) -> Demo:
+    """Run the embedded model plain and under each configuration of the suite.
+
+    Args:
+        scenes: how many scenes of the split.
+        seed: chooses the scenes, the questions and the bootstrap draws.
+        suite: a YAML file of named configurations instead of the shipped `eval/demo.yaml`.
+        threads: CPU threads. The model is small: one is quick, and its sums come out the same on every machine.
+        attach: stands in for `sightline.attach`.
+
+    Raises:
+        SightlineError: the suite cannot be read, or a configuration does not fit the model.
+    """
+    from .. import testbed
+    from .loading import cpu_threads, load_model
+
+    configs = read_suite("demo.yaml", suite)
+    model, processor = load_model("embedded")
+    shown = testbed.scenes(SPLIT, scenes, seed=seed)
+    tasks = scene_tasks(processor, shown, seed=seed)
+    with cpu_threads(threads), progress_bar() as bar:
+        job = bar.add_task("plain", total=calls(tasks, configs))
+        runs = run(
+            model,
+            processor,
+            tasks,
+            configs,
+            attach=attach,
+            advance=lambda name: bar.update(job, advance=1, description=name),
+        )
+    hashes = {
+        "model": model_hash(model),
+        "scenes": images_hash(scene.image for scene in shown),
+        "suite": config_hash(configs),
+    }
+    result: dict[str, Any] = {"label": LABEL, "runs": results(runs, tasks, seed=seed)}
+    result |= {"split": SPLIT, "scenes": scenes, "seed": seed, "batch": tasks[0].batch, "threads": threads}
+    result |= provenance(hashes)
+    return Demo(result, shown, runs)
+
+
+def save(measured: Demo, folder: Path | None, json_file: Path | None) -> list[Path]:
+    """Write `report.html`, `captions.json` and `result.json` into the folder, and the result to the JSON file."""
+    written = []
+    if folder is not None:
+        captions = [
+            {"index": scene.index, "truth": sorted(scene.names)}
+            | {item.name: item.replies["chair"][number] for item in measured.runs}
+            for number, scene in enumerate(measured.scenes)
+        ]
+        write_text(folder / "report.html", measured.page())
+        write_json(folder / "captions.json", captions)
+        write_json(folder / "result.json", measured.result)
+        written += [folder / "report.html", folder / "captions.json", folder / "result.json"]
+    if json_file is not None:
+        write_json(json_file, measured.result)
+        written.append(json_file)
+    return written
+
+
+def tables(result: Mapping[str, Any]) -> list[RenderableType]:
+    """The result for a terminal: captions, then questions; percent, with 95 % intervals below each score."""
+    return [_caption_table(result), _question_table(result)]
+
+
+def _caption_table(result: Mapping[str, Any]) -> Table:
+    table = _table(f"Captions: {result['label']}")
+    for column in ("run", "CHAIR_S", "CHAIR_I", "recall", "words", "time"):
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+    for entry in result["runs"]:
+        scores, between = entry["chair"], entry["intervals"]["chair"]
+        table.add_row(
+            entry["name"],
+            *(_percent(scores[key], between[key]) for key in ("s", "i", "recall")),
+            f"{scores['words']:.1f}\n[dim]{between['words'][0]:.1f}–{between['words'][1]:.1f}[/dim]",
+            f"{entry['time_ratio']:.2f}×",
+        )
+    table.caption = (
+        f"n = {result['runs'][0]['chair']['n']} captions. Lower CHAIR is better, if recall holds. Below each score: its "
+        "95 % bootstrap interval over scenes. time: of the captions, against plain."
+    )
+    return table
+
+
+def _question_table(result: Mapping[str, Any]) -> Table:
+    table = _table(f"Questions: {result['label']}")
+    table.add_column("run", no_wrap=True)
+    for split in SPLITS:
+        table.add_column(f"{split if len(split) < 8 else split[:6] + '.'}\nacc.", justify="right", no_wrap=True)
+        table.add_column("\nF1", justify="right", no_wrap=True)
+        table.add_column("\nyes", justify="right", no_wrap=True)
+    for entry in result["runs"]:
+        cells = []
+        for split in SPLITS:
+            scores, between = entry["pope"][split], entry["intervals"]["pope"][split]
+            cells += [_percent(scores[key], between[key]) for key in ("accuracy", "f1", "yes_ratio")]
+        table.add_row(entry["name"], *cells)
+    unparsed = sum(entry["pope"][split]["unparsed"] for entry in result["runs"] for split in SPLITS)
+    table.caption = (
+        f"n = {result['runs'][0]['pope']['random']['n']} a split; random, popular, adversarial: how the absent objects "
+        f"are chosen. yes: share of yes among the replies (the truth is 50). Neither yes nor no: {unparsed} replies."
+    )
+    return table
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def _percent(value: float, between: tuple[float, float]) -> str:
+    return f"{100 * value:.1f}\n[dim]{100 * between[0]:.0f}–{100 * between[1]:.0f}[/dim]"
+
+
+def progress_bar() -> Any:
+    """A progress bar on standard error that leaves nothing behind; silent where standard error is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

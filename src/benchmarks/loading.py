@@ -1,0 +1,147 @@
+"""Loading a model by the name a user types, with errors that can be mended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..plugin.errors import SightlineError
+
+EMBEDDED = "embedded"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def quiet() -> None:
+    """Keep the loading chatter of transformers off the terminal: commands have their own progress."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[int]:
+    """Run torch on so many CPU threads inside the block (None: as it is); yields the number in use."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def torch_dtype(name: str) -> Any:
+    """The number type of a name.
+
+    Raises:
+        SightlineError: not one of `DTYPES`.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise SightlineError(f"unknown --dtype {name!r}: choose {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def torch_device(name: str) -> Any:
+    """The device of a name, checked to exist.
+
+    Raises:
+        SightlineError: there is no such device here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SightlineError(f"cannot use --device {name!r}: {reason}; choose cpu, cuda or cuda:N") from error
+    return device
+
+
+def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """A model in eval mode and its processor, or its tokenizer when it reads text only.
+
+    Args:
+        name: `embedded`, a folder with a checkpoint, or a name on the Hugging Face hub.
+        dtype: one of `DTYPES`.
+        device: a torch device.
+
+    Raises:
+        SightlineError: the model cannot be found or loaded.
+    """
+    number_type, place = torch_dtype(dtype), torch_device(device)
+    if name == EMBEDDED:
+        from .. import testbed
+
+        return testbed.load(number_type, place)
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+    )
+
+    folder = Path(name).expanduser()
+    is_path = folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1  # a hub name is owner/name
+    if is_path and not (folder / "config.json").is_file():
+        raise SightlineError(f"no model in {name}: expected a folder with config.json and weights")
+    name = str(folder) if is_path else name
+    try:
+        sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        loader, reader = (AutoModelForImageTextToText, AutoProcessor) if sees else (AutoModelForCausalLM, AutoTokenizer)
+        model = loader.from_pretrained(name, dtype=number_type).to(place).eval()
+        return model, reader.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SightlineError(
+            f"cannot load model {name!r}: {reason.rstrip('.')}; give {EMBEDDED!r}, a checkpoint folder, or a hub name "
+            "that is cached or reachable"
+        ) from error
+
+
+def open_image(path: Path) -> Any:
+    """An RGB image.
+
+    Raises:
+        SightlineError: there is no such file, or it is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise SightlineError(f"no image at {path}: check --image") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise SightlineError(f"cannot read {path} as an image: give a PNG, JPEG or WebP file") from error
+
+
+def prompt_inputs(model: Any, processor: Any, prompt: str, image: Any | None, *, batch: int = 1) -> Any:
+    """Model inputs for one user turn, repeated `batch` times, on the model's device and in its number type.
+
+    Uses the chat template of the processor (or tokenizer), or the bare prompt where it has none.
+
+    Raises:
+        SightlineError: an image for a model that reads text only.
+    """
+    if image is not None and not hasattr(processor, "image_processor"):
+        raise SightlineError("this model reads text only: leave --image out, or choose a vision-language model")
+    if getattr(processor, "chat_template", None):
+        sees = hasattr(processor, "image_processor")
+        content: Any = [*([{"type": "image"}] if image is not None else []), {"type": "text", "text": prompt}]
+        turn = [{"role": "user", "content": content if sees else prompt}]
+        prompt = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    elif image is not None:
+        prompt = f"{getattr(processor, 'image_token', '<image>')}\n{prompt}"
+    pictures = {} if image is None else {"images": [image] * batch}
+    inputs = processor(text=[prompt] * batch, **pictures, return_tensors="pt")
+    return inputs.to(model.device, model.dtype) if image is not None else inputs.to(model.device)

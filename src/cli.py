@@ -1,0 +1,265 @@
+"""The `sightline` command: parses, calls, prints. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = typer.Typer(
+    name="sightline",
+    help="Make vision-language models of Hugging Face transformers hallucinate less, at inference time.",
+    no_args_is_help=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_USER_STATUS, _FAULT_STATUS, _INTERRUPTED = 2, 1, 130
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+Seed = Annotated[int, typer.Option(min=0, help="Chooses scenes, questions and bootstrap draws.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; one gives the same numbers on every machine.")]
+CalibrationFile = Annotated[
+    Path | None, typer.Option("--calibration", metavar="FILE", help="Instead of the shipped calibration file.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (or set SIGHTLINE_DEBUG=1).")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if debug:
+        os.environ["SIGHTLINE_DEBUG"] = "1"
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"sightline {installed('sightline')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    scenes: Annotated[int, typer.Option(min=1, help="How many test scenes.")] = 60,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and the captions.")] = Path(
+        "demo-out"
+    ),
+    suite: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Other configurations than eval/demo.yaml.")
+    ] = None,
+    threads: Threads = 1,
+    json: JsonFile = None,
+) -> None:
+    """Run the embedded model on generated scenes, plain and with each configuration; write an HTML report."""
+    from .benchmarks import demo as demos
+    from .benchmarks.files import check_writable
+    from .benchmarks.loading import quiet
+
+    quiet()
+    check_writable(out / "report.html", json)
+    measured = demos.demo(scenes=scenes, seed=seed, suite=suite, threads=threads)
+    _print(*demos.tables(measured.result), *map(_wrote, demos.save(measured, out, json)))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="'embedded', a checkpoint folder, or a hub name.")],
+    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="The image.")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE|METHOD", help="A YAML file or a method's name; plain without it.")
+    ] = None,
+    calibration: CalibrationFile = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 128,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json: JsonFile = None,
+) -> None:
+    """Ask a model once, greedily, with a configuration attached."""
+    from .benchmarks.files import check_writable
+    from .benchmarks.generation import reply
+    from .benchmarks.loading import quiet
+
+    quiet()
+    check_writable(json)
+    result = reply(
+        model,
+        prompt,
+        image,
+        config,
+        calibration=calibration,
+        new_tokens=max_new_tokens,
+        dtype=dtype,
+        device=device,
+    )
+    typer.echo(result["reply"])
+    _write_json(json, result)
+
+
+@app.command()
+def bench(
+    methods: Annotated[str, typer.Option(help="Names joined by commas, a+b for two together, or YAML files.")],
+    model: Annotated[
+        str, typer.Option(help="'embedded', 'llava-shape', 'llava-7b-shape', a checkpoint folder or a hub name.")
+    ] = "embedded",
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    calibration: CalibrationFile = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json: JsonFile = None,
+) -> None:
+    """Measure what methods cost: prefill, decode and memory, as ratios to plain in the same round."""
+    from .benchmarks import speed
+    from .benchmarks.demo import progress_bar
+    from .benchmarks.files import check_writable
+    from .benchmarks.loading import quiet
+
+    quiet()
+    check_writable(json)
+    with progress_bar() as bar:
+        job = bar.add_task("loading", total=None)
+        result = speed.bench(
+            model,
+            [item.strip() for item in methods.split(",") if item.strip()],
+            new_tokens=new_tokens,
+            batch=batch,
+            repeats=repeats,
+            threads=threads,
+            calibration=calibration,
+            dtype=dtype,
+            device=device,
+            advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
+        )
+    _print(speed.table(result))
+    _write_json(json, result)
+
+
+@app.command()
+def sweep(
+    methods: Annotated[str | None, typer.Option(help="Names in the grid, joined by commas; all without it.")] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="How many calibration scenes.")] = 100,
+    seed: Seed = 0,
+    grid: Annotated[Path | None, typer.Option(metavar="FILE", help="Another grid than eval/sweep.yaml.")] = None,
+    threads: Threads = 1,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the trial table: Markdown for .md, else JSON.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Choose method settings for the embedded model, on the calibration split only."""
+    from .benchmarks import sweep as sweeps
+    from .benchmarks.files import check_writable, write_text
+    from .benchmarks.loading import quiet
+
+    quiet()
+    check_writable(out, json)
+    chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    result = sweeps.sweep(methods=chosen, scenes=scenes, seed=seed, grid=grid, threads=threads)
+    _print(sweeps.table(result))
+    if out is not None and out.suffix == ".md":
+        write_text(out, sweeps.markdown(result))
+        _print(_wrote(out))
+    else:
+        _write_json(out, result)
+    _write_json(json, result)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the settings of this method only.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """List the registered methods, or one with its settings and their defaults."""
+    from .benchmarks import listing
+
+    known = listing.catalogue(name)
+    _print(*listing.tables(known, detailed=name is not None))
+    _write_json(json, known)
+
+
+@app.command()
+def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A calibration file.")]) -> None:
+    """Print a calibration file and draw its layer x head maps."""
+    from .benchmarks import listing
+
+    _print(*listing.calibration(file))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 for a mistake that the user can mend (one line on
+    standard error), 1 for a fault of ours (one line, and the traceback in a file)."""
+    try:
+        status = app(args=None if arguments is None else list(arguments), prog_name="sightline", standalone_mode=False)
+        if status == _INTERRUPTED:  # typer turns Ctrl-C into this status
+            return _fail("interrupted", _INTERRUPTED)
+        return status if isinstance(status, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output left (`sightline methods | head`): nothing to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Say what went wrong, in one line, and return the exit status."""
+    debug = os.environ.get("SIGHTLINE_DEBUG", "") not in ("", "0")
+    if debug:
+        traceback.print_exception(error)
+    usage_error = typer.BadParameter.__mro__[1]  # base of all parsing errors, wherever typer keeps it
+    if isinstance(error, usage_error):
+        return _fail(f"{error.format_message().rstrip('.')}: see 'sightline --help'", _USER_STATUS)  # type: ignore[attr-defined]
+    from .plugin.errors import SightlineError
+
+    if isinstance(error, SightlineError):
+        return _fail(str(error), _USER_STATUS)
+    summary = f"internal fault, {type(error).__name__}: {error}"
+    if debug:
+        return _fail(summary, _FAULT_STATUS)
+    with tempfile.NamedTemporaryFile("w", prefix="sightline-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return _fail(f"{summary}; traceback in {file.name} (or run: sightline --debug ...)", _FAULT_STATUS)
+
+
+def _fail(message: str, status: int) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _print(*parts: RenderableType) -> None:
+    from rich.console import Console
+
+    # Piped output gets room for whole tables; a terminal keeps its own width.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), highlight=False)
+
+
+def _wrote(path: Path) -> str:
+    return f"wrote {path}"
+
+
+def _write_json(path: Path | None, result: Any) -> None:
+    if path is not None:
+        from .benchmarks.files import write_json
+
+        write_json(path, result)
+        _print(_wrote(path))

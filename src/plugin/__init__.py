@@ -1,0 +1,1 @@
+"""The plugin: config -> plan -> attention function -> logits."""

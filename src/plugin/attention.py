@@ -1,0 +1,214 @@
+"""The one attention function. transformers calls it for every layer of an attached model's text decoder.
+
+A layer without edits goes to sdpa untouched, so an empty plan computes the plain model's bits. Otherwise the prompt is
+still read by sdpa; only the rows that an edit names get explicit float32 weights (in chunks, all heads at once), and a
+decode step, whose single row is edited, gets them instead of sdpa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from .edits import Bias, Edit, Gain, InputProbe, Mass, OutputProbe, Reweight, Rows, WeightProbe
+
+IMPLEMENTATION = "sightline"  # the name under which transformers knows this function
+SLOT = "_sightline"  # attribute of an attention module that holds the `Stage` of its model
+CHUNK_ELEMENTS = 1 << 24  # float32 weights alive at once while a prompt is read: 64 MiB
+
+
+WeightEdit = Bias | Mass | Reweight | WeightProbe
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The edits of one layer, sorted by where they act; the order inside each tuple is the order of the config."""
+
+    weights: tuple[WeightEdit, ...] = ()
+    outputs: tuple[Gain | OutputProbe, ...] = ()
+    inputs: tuple[InputProbe, ...] = ()
+
+    @classmethod
+    def of(cls, edits: Sequence[Edit]) -> LayerPlan:
+        return cls(
+            weights=tuple(e for e in edits if isinstance(e, WeightEdit)),
+            outputs=tuple(e for e in edits if isinstance(e, Gain | OutputProbe)),
+            inputs=tuple(e for e in edits if isinstance(e, InputProbe)),
+        )
+
+    @cached_property
+    def _explicit(self) -> tuple[Mass | Reweight | WeightProbe, ...]:
+        """The edits that need explicit weights; biases alone stay on the fused kernel."""
+        return tuple(e for e in self.weights if not isinstance(e, Bias))
+
+    @cached_property
+    def every_row(self) -> bool:
+        """Whether each row of the pass gets explicit weights, so that sdpa need not run at all."""
+        return any(e.rows is None for e in self._explicit)
+
+    def span(self, count: int) -> tuple[int, int]:
+        """The smallest run of the pass's `count` rows that holds every row in need of explicit weights."""
+        bounds = [(e.rows.start, e.rows.stop) if e.rows is not None else (0, count) for e in self._explicit]
+        return min((b[0] for b in bounds), default=0), max((b[1] for b in bounds), default=0)
+
+
+Plan = Mapping[int, LayerPlan]  # by layer index; a layer that is not in it runs plain
+
+
+def merge(plans: Sequence[Mapping[int, Sequence[Edit]]]) -> Plan:
+    """One plan from the edits of several methods: per layer, in the order of the methods."""
+    layers = sorted({layer for plan in plans for layer in plan})
+    return {layer: LayerPlan.of([e for plan in plans for e in plan.get(layer, ())]) for layer in layers}
+
+
+@dataclass
+class Stage:
+    """What the attention function needs to know of the forward pass under way; one per attached model."""
+
+    plan: Plan = field(default_factory=dict)
+    start: int = 0  # absolute position of the first query row
+    prompt: int = 0  # number of prompt positions, padding included
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer's attention in one pass: query [B, H, q, d], key and value [B, Hkv, K, d], mask as sdpa takes it."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    causal: bool  # without a mask, row i of the pass sees keys up to i
+    keys: slice  # the prompt positions that the first keys stand for
+
+    def logits(self, first: int, last: int) -> Tensor:
+        """Scaled and masked logits of rows `first:last`, float32 [B, H, r, K]."""
+        batch, heads, _, size = self.query.shape
+        # Query heads that share a key head stand together, so that keys are never repeated.
+        packed = self.query[:, :, first:last].reshape(batch, self.key.shape[1], -1, size)
+        logits = torch.matmul(packed * self.scale, self.key.transpose(2, 3))
+        logits = logits.view(batch, heads, last - first, self.key.shape[2]).float()
+        if self.mask is not None:
+            mask = self.mask[:, :, first:last]
+            if mask.dtype != torch.bool:
+                return logits + mask
+            visible = mask
+        elif self.causal:
+            rows = torch.arange(first, last, device=logits.device)
+            visible = torch.arange(logits.shape[-1], device=logits.device) <= rows[:, None]
+        else:
+            return logits
+        # The least finite number, not -inf: a row of padding sees nothing and must not become NaN.
+        return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+
+    def outputs(self, weights: Tensor) -> Tensor:
+        """Head outputs [B, r, H, d] of weights [B, H, r, K]."""
+        batch, heads, rows, total = weights.shape
+        packed = weights.to(self.value.dtype).view(batch, self.value.shape[1], -1, total)
+        return torch.matmul(packed, self.value).view(batch, heads, rows, -1).transpose(1, 2)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """sdpa with the edits of `module`'s layer. Shapes as in `Call`; returns the head outputs [B, q, H, d] and None."""
+    stage: Stage | None = module.__dict__.get(SLOT)
+    plan = stage.plan.get(module.layer_idx) if stage is not None else None  # type: ignore[call-overload]
+    if stage is None or plan is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+    count, total = query.shape[2], key.shape[2]
+    # A sliding cache has dropped its oldest keys; a static one has room after the newest.
+    offset = max(0, stage.start + count - total)
+    keys = slice(offset, max(offset, min(stage.prompt, offset + total)))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    causal = count > 1 and getattr(module, "is_causal", True)
+    call = Call(query, key, value, attention_mask, scale, causal, keys)
+
+    chunk = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * total))
+    if plan.every_row and count <= chunk:
+        output = call.outputs(_edited(call, plan.weights, 0, count)[0])
+    else:
+        bias = _fused_bias(plan.weights, keys, total)
+        if bias is not None:
+            kwargs["position_bias"] = bias.to(query.dtype).expand(-1, -1, count, -1)
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        start, stop = plan.span(count)
+        if start < stop and output.requires_grad:
+            output = output.clone()  # the kernel's backward needs its own output as it was
+        for first in range(start, stop, chunk):
+            last = min(first + chunk, stop)
+            weights, changed = _edited(call, plan.weights, first, last)
+            if plan.every_row:
+                output[:, first:last] = call.outputs(weights)
+            elif changed is not None:
+                kept = output[:, first:last]
+                output[:, first:last] = torch.where(changed[:, :, None, None], call.outputs(weights), kept)
+
+    for edit in plan.outputs:
+        if isinstance(edit, OutputProbe):
+            edit.see(output)
+        else:
+            factor = edit.factor if isinstance(edit.factor, Tensor) else edit.factor(output)
+            output = output * factor[:, None, :, None].to(output)
+    return output, None
+
+
+def _edited(call: Call, edits: Sequence[WeightEdit], first: int, last: int) -> tuple[Tensor, Tensor | None]:
+    """Weights [B, H, r, K] of rows `first:last` after `edits`, and which rows [B, r] the edits with `rows` changed."""
+    logits = call.logits(first, last)
+    weights, changed = torch.softmax(logits, dim=-1), None
+    for edit in edits:
+        if isinstance(edit, Bias):
+            bias = edit.bias[..., call.keys].to(logits)[:, :, None]
+            bias = nn.functional.pad(bias, (0, logits.shape[-1] - bias.shape[-1]))
+            logits, weights = logits + bias, torch.softmax(weights.log() + bias, dim=-1)
+        elif isinstance(edit, WeightProbe):
+            low, high = max(edit.rows.start, first), min(edit.rows.stop, last)
+            if low < high:
+                edit.see(weights[:, :, low - first : high - first], call.keys, low)
+        elif edit.rows is None:
+            weights = edit(weights, logits, call.keys)
+        else:
+            active = _active(edit.rows, first, last)
+            # The edit may work in place: the rows it must leave alone are taken from a copy.
+            weights = torch.where(active[:, None, :, None], edit(weights.clone(), logits, call.keys), weights)
+            changed = active if changed is None else changed | active
+    return weights, changed
+
+
+def _fused_bias(edits: Sequence[WeightEdit], keys: slice, total: int) -> Tensor | None:
+    """The sum of all biases, over the keys of this pass: [B or 1, H or 1, 1, K]."""
+    biases = [e.bias for e in edits if isinstance(e, Bias)]
+    if not biases:
+        return None
+    summed = torch.stack(torch.broadcast_tensors(*biases)).sum(0)[..., keys]
+    return nn.functional.pad(summed, (0, total - summed.shape[-1]))[:, :, None]
+
+
+def _active(rows: Rows, first: int, last: int) -> Tensor:
+    """`rows.active` cut to rows `first:last`: [B, last - first]."""
+    inside = rows.active[:, max(first - rows.start, 0) : max(last - rows.start, 0)]
+    before = min(max(rows.start - first, 0), last - first)
+    return nn.functional.pad(inside, (before, last - first - before - inside.shape[1]))
+
+
+def register() -> None:
+    """Make the function known to transformers, with the mask that sdpa expects (without it padding is lost)."""
+    AttentionInterface.register(IMPLEMENTATION, attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

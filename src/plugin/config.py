@@ -1,0 +1,109 @@
+"""The configuration: which methods with which settings, from a name, a dict, or a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ConfigError
+from .method import Settings
+from .registry import find, methods
+from .validation import describe, load_yaml, suggest
+
+KEYS = ("calibration", "methods")
+
+
+class Config(BaseModel):
+    """Parsed configuration. `methods` are (name, settings) in the order in which their edits compose.
+
+    `calibration` is "auto", a path (relative ones are taken from the file's folder), a dict of the file's shape, or None
+    for "auto if a file is shipped".
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    methods: tuple[tuple[str, Settings], ...] = ()
+    calibration: str | dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, source: Config | Mapping[str, Any] | str | Path) -> Config:
+        """Read a configuration: an object, a dict of the YAML's shape, a path to a YAML file, or a method's name.
+
+        Raises ConfigError naming the file, the key and what it takes.
+        """
+        if isinstance(source, Config):
+            return source
+        if isinstance(source, Mapping):
+            return _parse(source, "the configuration", None)
+        if isinstance(source, str) and source in methods():
+            return cls(methods=((source, methods()[source].config()),))
+        if not isinstance(source, str | Path):
+            raise ConfigError(
+                f"a configuration is a method's name, a path, a dict or a Config, not {type(source).__name__}"
+            )
+        path = Path(source)
+        if not path.is_file():
+            if path.suffix or path.name != str(source):
+                raise ConfigError(f"configuration file '{path}' does not exist: check the path")
+            find(str(source))  # a bare word can only be a method: raises with the known names
+        try:
+            data = load_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read configuration file '{path}': {' '.join(str(error).split())}") from error
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"configuration file '{path}' must be a mapping with the keys {', '.join(KEYS)}")
+        return _parse(data, f"configuration file '{path}'", path.parent)
+
+    def dump(self) -> dict[str, Any]:
+        """The dict of the YAML's shape, with every setting that differs from its default."""
+        listed = [{name: settings.model_dump(exclude_defaults=True)} for name, settings in self.methods]
+        return {**({"calibration": self.calibration} if self.calibration else {}), "methods": listed}
+
+
+def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:
+    for key in data:
+        if key not in KEYS:
+            raise ConfigError(
+                f"{where}: unknown key '{key}'{suggest(str(key), list(KEYS))}; allowed: {', '.join(KEYS)}"
+            )
+    entries = data.get("methods")
+    entries = [] if entries is None else entries
+    if not isinstance(entries, list | tuple):
+        raise ConfigError(
+            f"{where}: 'methods' must be a list such as [{{vhr: {{alpha: 2.0}}}}], not {type(entries).__name__}"
+        )
+    parsed = tuple(_method(entry, f"methods[{i}]", where) for i, entry in enumerate(entries))
+    names = [name for name, _ in parsed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: 'methods' lists '{name}' more than once: give it one entry")
+    calibration = data.get("calibration")
+    if calibration is not None and not isinstance(calibration, str | Path | Mapping):
+        raise ConfigError(f"{where}: 'calibration' must be auto, a path or a mapping (got {calibration!r})")
+    if isinstance(calibration, str | Path):
+        calibration = str(folder / calibration if folder is not None and str(calibration) != "auto" else calibration)
+    return Config(methods=parsed, calibration=dict(calibration) if isinstance(calibration, Mapping) else calibration)
+
+
+def _method(entry: Any, key: str, where: str) -> tuple[str, Settings]:
+    if isinstance(entry, str):
+        entry = {entry: None}
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise ConfigError(f"{where}: '{key}' must be a method's name or one name with its settings (got {entry!r})")
+    ((name, values),) = entry.items()
+    try:
+        schema = find(str(name)).config
+    except ConfigError as error:
+        raise ConfigError(f"{where}: '{key}': {error}") from None
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{where}: '{key}.{name}' must be a mapping of settings (got {values!r}); allowed: {', '.join(schema.model_fields)}"
+        )
+    try:
+        return str(name), schema.model_validate(dict(values or {}))
+    except ValidationError as error:
+        raise ConfigError(describe(error, where, schema, f"{key}.{name}")) from error

@@ -1,0 +1,139 @@
+"""The edit algebra: what a method may do to the attention of one layer, as data.
+
+A method turns its calibration and the token layout into edits; `attention.py` carries them out. There are four kinds:
+
+- `Gain`: a factor per batch row and query head on the head output, before `o_proj`.
+- `Bias`: an additive bias on the logits of prompt keys. It stays on the fused kernel.
+- `Mass`: a rule that reads the attention mass of groups of keys and answers with a factor for each group.
+- `Reweight`: explicit weights in, explicit weights out; for what the others cannot say.
+
+Multiplying softmax weights by f_j and renormalising is exactly the bias log f_j, and moving the mass of a group from m
+to t while the rest keeps its proportions is exactly the bias logit(t) - logit(m) on that group (`move`). `Mass` uses
+that identity in its multiplicative form, because the rows it acts on have explicit weights anyway.
+
+Three probes look without touching: `InputProbe` (hidden state entering a layer), `WeightProbe` (attention weights of
+some rows) and `OutputProbe` (head outputs). A layer that has only probes computes the same bits as without them.
+
+Shapes: B batch rows, H query heads, R edited query rows, K keys, n prompt tokens, d head size, g groups.
+Key-side tensors are given in prompt coordinates [B, n]; the attention function aligns them with the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Query rows `start:stop` of one forward pass; `active` [B, stop - start] says which of them each batch row edits."""
+
+    start: int
+    stop: int
+    active: Tensor
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Multiply head outputs. `factor` is [B, H], or a function from the outputs [B, q, H, d] of this pass to it."""
+
+    factor: Tensor | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Add `bias` [B or 1, H or 1, n] to the logits of the prompt's keys, in every row of the pass."""
+
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Mass:
+    """Scale groups of keys by what their attention masses ask for.
+
+    `groups()` is [B, n, g]: the weight of each prompt key in each group (mostly 0 or 1; groups may overlap).
+    `rule(masses)` maps masses [B, H, R, g] (float32) to coefficients [B, H, R, c]. Key j's weight is multiplied by
+    1 + sum_c coefficients_c * basis_jc, where `basis()` is [B, n, c] and defaults to the groups.
+    With `renormalise` the row is divided by its new sum; without, the rule must keep the sum itself.
+    The two functions are called when the layer runs, so that an earlier layer of the same pass can decide them.
+    `rows` None means every row of the pass.
+    """
+
+    groups: Callable[[], Tensor]
+    rule: Callable[[Tensor], Tensor]
+    basis: Callable[[], Tensor] | None = None
+    renormalise: bool = False
+    rows: Rows | None = None
+
+    def __call__(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+        prompt = weights[..., : keys.stop - keys.start]
+        batch, heads, rows, length = prompt.shape
+        groups = self.groups()[:, keys].to(weights)
+        masses = torch.bmm(prompt.reshape(batch, heads * rows, length), groups).view(batch, heads, rows, -1)
+        coefficients = self.rule(masses).view(batch, heads * rows, -1)
+        basis = groups if self.basis is None else self.basis()[:, keys].to(weights)
+        change = torch.bmm(coefficients, basis.transpose(1, 2)).view(batch, heads, rows, length)
+        if torch.is_grad_enabled():  # autograd keeps the weights it saw: build new ones
+            weights = torch.cat([prompt * (1 + change), weights[..., length:]], dim=-1)
+        else:
+            prompt.addcmul_(prompt, change)
+        return weights / weights.sum(-1, keepdim=True) if self.renormalise else weights
+
+
+@dataclass(frozen=True)
+class Reweight:
+    """Replace weights. `change(weights, logits, keys)` gets weights and scaled, masked logits [B, H, R, K] in float32
+
+    and `keys`, the slice of prompt positions that the first columns stand for; it returns new weights of that shape.
+    """
+
+    change: Callable[[Tensor, Tensor, slice], Tensor]
+    rows: Rows | None = None
+
+    def __call__(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+        return self.change(weights, logits, keys)
+
+
+@dataclass(frozen=True)
+class InputProbe:
+    """`see(hidden)` gets the hidden state [B, q, hidden] that enters the layer, before its first norm."""
+
+    see: Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class WeightProbe:
+    """`see(weights, keys, first)` gets float32 weights [B, H, r, K] of consecutive rows; `first` is the index of the
+
+    first of them in the pass. Long spans arrive in several calls, in order.
+    """
+
+    see: Callable[[Tensor, slice, int], None]
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class OutputProbe:
+    """`see(output)` gets the head outputs [B, q, H, d] of the pass, after every edit of the weights."""
+
+    see: Callable[[Tensor], None]
+
+
+Edit = Gain | Bias | Mass | Reweight | InputProbe | WeightProbe | OutputProbe
+
+
+def move(target: float | Tensor) -> Callable[[Tensor], Tensor]:
+    """Rule for a one-group `Mass` with `renormalise`: bring the group's mass m to `target`, the rest in proportion.
+
+    The factor is the odds ratio t(1-m) / (m(1-t)), i.e. the bias logit(t) - logit(m). A group without mass stays so.
+    """
+
+    def rule(masses: Tensor) -> Tensor:
+        goal = torch.as_tensor(target, dtype=masses.dtype, device=masses.device)
+        odds = goal / (1 - goal) * (1 - masses) / masses
+        return torch.where(masses > 0, odds - 1, torch.zeros_like(masses))
+
+    return rule

@@ -1,0 +1,112 @@
+"""The adapter class with the defaults that hold for most families, the table of families, and the refusals."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to reach the parts of a model.
+
+    model_types: `config.model_type` values it stands for. image_token_fields: config fields that hold the ids of image
+    or video placeholder tokens; empty for a text model. vision_inputs: forward arguments that carry pictures; they
+    belong to the pass that reads the image tokens and to no other.
+    bidirectional_prompt: prompt rows see later prompt rows, so the prompt cannot be read in two parts.
+    """
+
+    model_types: tuple[str, ...]
+    image_token_fields: tuple[str, ...] = ()
+    vision_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
+    bidirectional_prompt: bool = False
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The text decoder: the module whose `layers` are its blocks."""
+        return model.get_decoder()  # type: ignore[operator]
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        return list(self.decoder(model).layers)  # type: ignore[arg-type]
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a block; it has `layer_idx`."""
+        return layer.self_attn  # type: ignore[return-value]
+
+    def image_ids(self, config: Any) -> frozenset[int]:
+        found = (getattr(config, field, None) for field in self.image_token_fields)
+        return frozenset(token for token in found if token is not None)
+
+    def read_text(self, model: nn.Module, ids: Tensor, mask: Tensor) -> None:
+        """Run the decoder over a prompt without its image: ids and mask [B, m], left-padded. Nothing is returned or
+
+        cached; the caller's probes look. The decoder is called directly, so that no state of the outer model
+        (Qwen's rope offsets) changes.
+        """
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self.decoder(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+
+
+_FAMILIES: dict[str, Family] = {}
+_REFUSED: dict[str, str] = {}
+
+
+def register_family(family: Family) -> Family:
+    for name in family.model_types:
+        _FAMILIES[name] = family
+    return family
+
+
+def refuse(*model_types: str, reason: str) -> None:
+    """Say why some families cannot be edited yet."""
+    for name in model_types:
+        _REFUSED[name] = reason
+
+
+def _load() -> None:
+    if not _FAMILIES:
+        package = importlib.import_module(__package__ or "")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def families() -> list[str]:
+    """All model types that have an adapter."""
+    _load()
+    return sorted(_FAMILIES)
+
+
+def find_family(model: nn.Module) -> Family:
+    """The adapter of `model`. Raises UnsupportedModelError with the reason where there is none."""
+    _load()
+    config: Any = getattr(model, "config", None)
+    name = getattr(config, "model_type", type(model).__name__)
+    if name in _REFUSED:
+        raise UnsupportedModelError(f"model type '{name}' is not supported: {_REFUSED[name]}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"model type '{name}' is an encoder-decoder: image and answer meet in its cross-attention, which has no plug"
+            " point; use a decoder-only model"
+        )
+    if name not in _FAMILIES:
+        raise UnsupportedModelError(
+            f"model type '{name}' has no family adapter; known: {', '.join(sorted(_FAMILIES))}."
+            " Add one in sightline/plugin/families (see CONTRIBUTING.md)"
+        )
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+        raise UnsupportedModelError(
+            f"model type '{name}' has {', '.join(sorted(kinds))} layers: only softmax attention can be edited"
+        )
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        raise UnsupportedModelError(
+            f"model type '{name}' caps its attention logits (attn_logit_softcapping), which sdpa cannot do;"
+            " use a family without the cap"
+        )
+    return _FAMILIES[name]

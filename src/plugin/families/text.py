@@ -1,0 +1,7 @@
+"""Text-only decoders: methods that need an image refuse them, the others run."""
+
+from __future__ import annotations
+
+from .base import Family, register_family
+
+register_family(Family(model_types=("llama", "qwen2", "qwen3", "mistral", "gemma3_text"), vision_inputs=()))

@@ -1,0 +1,213 @@
+"""What a model carries while something is attached: our attention on its decoder, its `forward` and `generate` wrapped.
+
+Everything is set on the instance and noted with the way back. No class is touched, and the config that carries the
+attention's name is a private copy, so another model built from the same config object notices nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .attention import IMPLEMENTATION, SLOT, Plan, Stage, register
+from .calibration import Calibration, model_name
+from .errors import LayoutError, SightlineError, UnsupportedModelError
+from .families import Family, find_family
+from .method import ModelFacts
+
+HOST = "_sightline_host"  # attribute of an attached model
+
+
+class Attachment(Protocol):
+    """What the host asks of an attachment."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it edits anything; without, the model runs plain."""
+
+    def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """One forward pass of the model."""
+
+
+class Host:
+    """One per model. Attachments stack; the innermost, the last of `plugs`, is in force."""
+
+    def __init__(self, model: nn.Module):
+        self.family: Family = find_family(model)
+        _check_loading(model)
+        register()
+        self.model = model
+        self.stage = Stage()
+        self.plugs: list[Attachment] = []
+        self.layers = self.family.layers(model)
+        self.text_config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        self._undo = ExitStack()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        raise SightlineError("an attached model cannot be copied, the copy would run the original: detach it first")
+
+    def facts(self, calibration: Calibration | None, query_words: Any) -> ModelFacts:
+        config, text = self.model.config, self.text_config
+        if calibration is not None:
+            calibration.check(config.model_type, text.num_hidden_layers, text.num_attention_heads, text.hidden_size)  # type: ignore[union-attr,arg-type]
+        return ModelFacts(
+            name=model_name(self.model),
+            architecture=str(config.model_type),  # type: ignore[union-attr]
+            layers=len(self.layers),
+            heads=text.num_attention_heads,
+            hidden=text.hidden_size,
+            calibration=calibration,
+            query_words=query_words,
+        )
+
+    def add(self, plug: Attachment) -> None:
+        if not self.plugs:
+            try:
+                self._install()
+            except BaseException:
+                self._undo.close()
+                raise
+        self.plugs.append(plug)
+
+    def remove(self, plug: Attachment) -> None:
+        if plug in self.plugs:
+            self.plugs.remove(plug)
+            if not self.plugs:
+                self._undo.close()
+
+    def _install(self) -> None:
+        """Switch the text decoder to our attention and wrap the instance, noting how to undo each thing."""
+        self._set(self.model, HOST, self)
+        originals: dict[int, Any] = {}
+        private = copy.deepcopy(self.model.config, originals)
+        self.text_config = private.get_text_config()  # type: ignore[operator, union-attr]
+        self.text_config._attn_implementation_internal = IMPLEMENTATION
+        for module in self.model.modules():
+            config = module.__dict__.get("config")
+            if config is not None and id(config) in originals:
+                self._set(module, "config", originals[id(config)])
+        for layer in self.layers:
+            self._set(self.family.attention(layer), SLOT, self.stage)
+        self._set(self.model, "forward", self._wrapped_forward(self.model.forward))
+        if hasattr(self.model, "generate"):
+            self._set(self.model, "generate", self._wrapped_generate(self.model.generate))  # type: ignore[arg-type]
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        """Set an instance attribute and note how to bring back what was there."""
+        attributes = module.__dict__
+        if name in attributes:
+            self._undo.callback(attributes.__setitem__, name, attributes[name])
+        else:
+            self._undo.callback(attributes.pop, name, None)
+        attributes[name] = value
+
+    def _wrapped_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if args:
+                bound = signature.bind_partial(*args)
+                kwargs = {**bound.arguments, **kwargs}
+            with _image_count_named():
+                return self.plugs[-1].forward(original, kwargs)
+
+        return forward
+
+    def _wrapped_generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            if self.plugs[-1].active:
+                _check_generate(args, kwargs, getattr(self.model, "generation_config", None))
+                # Compiling would bake one prompt's plan into the graph.
+                kwargs.setdefault("disable_compile", True)
+            with _image_count_named():
+                return original(*args, **kwargs)
+
+        return generate
+
+    @contextmanager
+    def staged(self, plan: Plan, start: int, prompt: int) -> Iterator[None]:
+        """Carry out `plan` in the forward pass inside; `start` and `prompt` as in `Stage`."""
+        stage = self.stage
+        stage.plan, stage.start, stage.prompt = plan, start, prompt
+        with ExitStack() as hooks:
+            for index, layer in enumerate(self.layers):
+                for probe in plan[index].inputs if index in plan else ():
+                    handle = layer.register_forward_pre_hook(_input_hook(probe.see), with_kwargs=True)
+                    hooks.callback(handle.remove)
+            try:
+                yield
+            finally:
+                stage.plan = {}
+
+
+def _check_loading(model: nn.Module) -> None:
+    """Refuse a model that is not in memory, or whose attention was loaded with a kernel that takes no edits."""
+    if not hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
+        raise UnsupportedModelError(
+            "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"
+        )
+    text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    implementation = getattr(text, "_attn_implementation", None)
+    if implementation not in ("sdpa", "eager", IMPLEMENTATION, None):
+        raise UnsupportedModelError(
+            f"the text decoder runs attention as '{implementation}', which takes no edits: load the model with"
+            " attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')"
+        )
+
+
+def _check_generate(args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any) -> None:
+    """Refuse the modes of `generate` that read the prompt in a way the layout cannot follow."""
+    given = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+    if isinstance(given, Tensor) and given.shape[0] == 0:
+        raise LayoutError("the prompt batch is empty: pass at least one row")
+    generation = kwargs.get("generation_config") or default
+    for name, bad, mend in (
+        ("use_cache", lambda value: value is False, "leave use_cache on"),
+        ("prefill_chunk_size", lambda value: value is not None, "read the prompt in one piece"),
+        ("assistant_model", lambda value: value is not None, "generate without an assistant"),
+        ("assistant_early_exit", lambda value: value is not None, "generate without an assistant"),
+        ("prompt_lookup_num_tokens", lambda value: value is not None, "generate without prompt lookup"),
+        (
+            "guidance_scale",
+            lambda value: value not in (None, 1),
+            "its second prompt would replace the first one's edits",
+        ),
+    ):
+        value = kwargs.get(name, getattr(generation, name, None))
+        if bad(value):
+            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            raise UnsupportedModelError(f"generate({name}={shown}) cannot be combined with attention edits: {mend}")
+
+
+@contextmanager
+def _image_count_named() -> Iterator[None]:
+    """Say what a wrong number of image tokens means.
+
+    The model itself counts image features against placeholders, in words that differ by family: a ValueError that
+    names both, or, where Qwen lays out its positions, a bare shape mismatch.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        text = str(error)
+        if ("features" in text and "tokens" in text) or "shape mismatch: value tensor" in text:
+            raise LayoutError(
+                f"the picture and its placeholder tokens do not match ({text.splitlines()[0]}): build the prompt with this"
+                " model's processor and pass its whole output"
+            ) from error
+        raise
+
+
+def _input_hook(see: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(args[0] if args else kwargs["hidden_states"])
+
+    return hook

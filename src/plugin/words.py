@@ -1,0 +1,48 @@
+"""Content words of the question, for methods that look only at informative words. The tagger is optional."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONTENT = {"NOUN", "PROPN", "VERB", "ADJ", "ADV", "NUM"}  # GIFT's parts of speech
+UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character yet
+Tagger = Callable[[str], list[tuple[int, int]]]  # text -> character spans of its content words
+
+
+@cache
+def spacy_tagger() -> Tagger | None:
+    """spaCy's `en_core_web_sm` as a tagger, or None where it is not installed."""
+    try:
+        import spacy
+
+        pipeline = spacy.load("en_core_web_sm")
+    except (ImportError, OSError):
+        return None
+    return lambda text: [(t.idx, t.idx + len(t.text)) for t in pipeline(text) if t.pos_ in CONTENT]
+
+
+def content_words(tokenizer: Any, tagger: Tagger) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function (ids [B, n], query mask [B, n]) -> mask of the query tokens that belong to content words."""
+
+    def narrow(ids: Tensor, query: Tensor) -> Tensor:
+        kept = torch.zeros_like(query)
+        for row in range(len(ids)):
+            positions = query[row].nonzero().flatten().tolist()
+            tokens = ids[row, positions].tolist()
+            # A token's characters: what decoding gains when it is added. Exact for byte-pair and sentence-piece alike;
+            # tokens that spell one character together, of which decoding shows a mark at first, share its span.
+            begun = [tokenizer.decode(tokens[: i + 1]) for i in range(len(tokens))]
+            whole = [len(text.rstrip(UNFINISHED)) for text in begun]
+            starts = [0, *whole[:-1]]
+            ends = [length + text.endswith(UNFINISHED) for length, text in zip(whole, begun, strict=True)]
+            spans = tagger(begun[-1]) if begun else []
+            for position, start, end in zip(positions, starts[: len(ends)], ends, strict=True):
+                kept[row, position] = any(start < high and end > low for low, high in spans)
+        return kept
+
+    return narrow

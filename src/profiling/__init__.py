@@ -1,0 +1,1 @@
+"""Short runs that measure a model and write its calibration file."""

@@ -1,0 +1,329 @@
+"""The runner, the demo, the report and the sweep, on a stand-in for the testbed whose replies are known."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import sightline
+import torch
+from PIL import Image
+from sightline.benchmarks import demo as demos
+from sightline.benchmarks import sweep as sweeps
+from sightline.benchmarks.chair import Vocabulary
+from sightline.benchmarks.files import read_suite, write_text
+from sightline.benchmarks.pope import SPLITS
+from sightline.benchmarks.report import annotate, page
+from sightline.benchmarks.run import calls, results, run
+from sightline.benchmarks.tasks import scene_tasks
+from sightline.plugin.errors import ConfigError, SightlineError
+from transformers import BatchFeature
+
+WORLD = ["dog", "cat", "bus", "cup", "fork", "sink"]
+
+
+class Model:
+    """Replies to (image number, prompt): it hallucinates a fork, unless attached to something mild."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self) -> None:
+        self.mode: Any = None
+        self.said: list[str] = []
+        self.calls: list[tuple[Any, int]] = []
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"weight": torch.arange(3.0)}
+
+    def generate(self, input_ids: Any, pixel_values: Any, max_new_tokens: int, do_sample: bool) -> torch.Tensor:
+        assert not do_sample
+        self.calls.append((self.mode, len(input_ids)))
+        replies = []
+        for ids, pixels in zip(input_ids, pixel_values, strict=True):
+            prompt = "".join(chr(i) for i in ids if i)
+            names = sorted(SCENES[round(float(pixels.mean()) * 255)].names)
+            extra = [] if self.mode in ("mild", "silent") else ["fork"]
+            if "describe" in prompt:
+                kept = names[:1] if self.mode == "silent" else names
+                replies.append("A <b>photo</b> & a " + ", a ".join([*kept, *extra]) + ".")
+            else:
+                replies.append(
+                    "Yes" if any(f" {name}?" in prompt for name in [*names, *extra]) else "No, there is none"
+                )
+        self.said += replies
+        last = torch.arange(len(self.said) - len(replies), len(self.said)).unsqueeze(1) + 1000
+        return torch.cat([input_ids, last], dim=1)
+
+
+class Processor:
+    def __init__(self, model: Model) -> None:
+        self.model, self.tokenizer = model, SimpleNamespace(padding_side="right")
+
+    def __call__(self, images: list[Any], text: list[str], padding: bool, return_tensors: str) -> BatchFeature:
+        assert padding
+        assert return_tensors == "pt"
+        assert self.tokenizer.padding_side == "left"
+        width = max(map(len, text))
+        ids = torch.tensor([[0] * (width - len(row)) + [ord(c) for c in row] for row in text])
+        pixels = torch.tensor([image.getpixel((0, 0))[0] / 255 for image in images]).view(-1, 1)
+        return BatchFeature({"input_ids": ids, "pixel_values": pixels})
+
+    def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
+        return [f" {self.model.said[int(row[0]) - 1000]}" for row in ids]
+
+
+def scene(index: int) -> SimpleNamespace:
+    names = frozenset(WORLD[(index + k) % 4] for k in range(2))
+    image = Image.new("RGB", (8, 8), (index, 0, 0))
+    return SimpleNamespace(image=image, names=names, index=index, kind="<kitchen>", split="test")
+
+
+SCENES = [scene(index) for index in range(12)]
+
+
+@contextmanager
+def attach(model: Model, config: Any, *, processor: Any = None, **_: Any) -> Iterator[Any]:
+    ((name, _fields),) = config["methods"][-1].items()
+    model.mode = name
+    try:
+        yield SimpleNamespace(report=lambda: {name: {"head_map": [[0.0, 1.0], [0.5, 0.0]]} if name == "mild" else {}})
+    finally:
+        model.mode = None
+
+
+@pytest.fixture
+def testbed(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """Put the stand-in in the place of the embedded testbed and of `attach`."""
+    model = Model()
+    fake: Any = ModuleType("sightline.testbed")
+    fake.CATEGORIES, fake.SYNONYMS = tuple(WORLD), {name: name for name in WORLD}
+    fake.CAPTION_PROMPT, fake.QUESTION = "describe", "Is there a {}?"
+    fake.asked = []
+
+    def scenes(split: str, n: int, *, seed: int = 0, start: int = 0) -> list[Any]:
+        fake.asked.append(split)
+        return SCENES[:n]
+
+    fake.scenes = scenes
+    fake.frequency = lambda: {name: 1 - 0.1 * k for k, name in enumerate(WORLD)}
+    fake.cooccurrence = lambda: {name: {"fork": 0.9, "sink": 0.2} for name in WORLD}
+    fake.prompt = lambda processor, question: f"<user> {question}"
+    fake.load = lambda dtype, device: (model, Processor(model))
+    monkeypatch.setitem(sys.modules, "sightline.testbed", fake)
+    monkeypatch.setattr(sightline, "testbed", fake, raising=False)
+    monkeypatch.setattr(sightline, "attach", attach, raising=False)
+    model.testbed = fake  # type: ignore[attr-defined]
+    return model
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text("wild:\n  methods: [{wild: {}}]\nmild:\n  methods: [{mild: {alpha: 2}}]\n")
+    return path
+
+
+def test_runner_interleaves_and_scores(testbed: Model) -> None:
+    processor = Processor(testbed)
+    tasks = scene_tasks(processor, SCENES, seed=0)
+    tasks[0].batch, tasks[1].batch = 5, 50
+    configs = {"wild": {"methods": [{"wild": {}}]}, "mild": {"methods": [{"mild": {}}]}}
+    told: list[str] = []
+    runs = run(testbed, processor, tasks, configs, attach=attach, advance=told.append)
+    assert [item.name for item in runs] == ["plain", "wild", "mild"]
+    assert len(told) == calls(tasks, configs)
+    captions = testbed.calls[1:10]  # the first call warms up; then each batch under every setting
+    assert captions == [(mode, rows) for rows in (5, 5, 2) for mode in (None, "wild", "mild")]
+    assert runs[0].replies == runs[1].replies
+    assert runs[2].head_maps["mild"].tolist() == [[0.0, pytest.approx(1.0)], [pytest.approx(0.5), 0.0]]
+    assert runs[1].head_maps == {}
+    plain, _, mild = results(runs, tasks)
+    assert (plain["chair"]["s"], plain["chair"]["i"], plain["chair"]["recall"]) == (1.0, pytest.approx(1 / 3), 1.0)
+    assert (mild["chair"]["s"], mild["chair"]["recall"]) == (0.0, 1.0)
+    assert plain["pope"]["adversarial"]["accuracy"] == 0.75  # yes to the fork, one of two absent objects
+    assert mild["pope"]["adversarial"] | {"exact": 0} == mild["pope"]["adversarial"] | {"accuracy": 1.0, "exact": 0}
+    assert mild["differences"]["chair"]["s"] == {"value": -1.0, "interval": (-1.0, -1.0)}
+    assert mild["pope"]["random"]["n"] == 4 * len(SCENES)
+    assert mild["pope"]["random"]["exact"] == 0.5
+
+
+def test_shared_questions_are_asked_once(testbed: Model) -> None:
+    _, questions = scene_tasks(Processor(testbed), SCENES)
+    asked = [one for split in SPLITS for one in questions.questions[split]]
+    assert len(questions.requests()) == len(set(asked)) < len(asked)
+
+
+def test_demo_result_keeps_the_contract(testbed: Model, suite: Path, tmp_path: Path) -> None:
+    measured = demos.demo(scenes=6, suite=suite)
+    assert testbed.testbed.asked == ["test"]  # type: ignore[attr-defined]
+    written = demos.save(measured, tmp_path / "out", tmp_path / "deep" / "result.json")
+    assert [path.name for path in written] == ["report.html", "captions.json", "result.json", "result.json"]
+    result = json.loads((tmp_path / "deep" / "result.json").read_text())
+    assert {"runs", "command", "versions", "hashes"} <= set(result)
+    assert result["label"] == "embedded testbed model, generated scenes"
+    assert [entry["name"] for entry in result["runs"]] == ["plain", "wild", "mild"]
+    for entry in result["runs"]:
+        assert {"name", "config", "chair", "pope", "time_ratio", "intervals"} <= set(entry)
+        assert {"s", "i", "recall", "words", "n"} <= set(entry["chair"])
+        assert set(entry["pope"]) == set(SPLITS)
+        for split in SPLITS:
+            keys = {"accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed", "n"}
+            assert keys <= set(entry["pope"][split])
+            low, high = entry["intervals"]["pope"][split]["f1"]
+            assert 0 <= low <= high <= 1
+    assert result["runs"][0]["time_ratio"] == 1.0
+    assert result["runs"][2]["config"] == {"methods": [{"mild": {"alpha": 2}}]}
+    assert set(result["hashes"]) == {"model", "scenes", "suite"}
+    assert not list((tmp_path / "out").glob(".*"))  # no temporary files left
+
+
+def test_tables_print(testbed: Model, suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    for table in demos.tables(demos.demo(scenes=4, suite=suite).result):
+        Console(width=140).print(table)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("plain", "mild", "CHAIR_I", "adversarial", "embedded testbed model"))
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would fetch, the marked words, and checks that tags close."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "line", "circle", "rect"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.marked: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "mark":
+            self.marked.append(data)
+
+
+def test_report_is_self_contained_escaped_and_marks(testbed: Model, suite: Path) -> None:
+    measured = demos.demo(scenes=4, suite=suite)
+    measured.runs[1].name = measured.result["runs"][1]["name"] = "<wild>"
+    html = page(measured.result, measured.scenes, measured.runs, Vocabulary(WORLD))
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    assert len(reader.links) == 4
+    assert all(link.startswith("data:image/png;base64,") for link in reader.links)
+    assert not re.search(r"https?:|@import|url\(|<script", html)
+    # plain and <wild> hallucinate a fork in each of 4 captions, mild in none; the other mark is the legend
+    assert reader.marked == ["marked", *["fork"] * 8]
+    assert "&lt;b&gt;photo&lt;/b&gt; &amp; a" in html
+    assert "&lt;wild&gt;" in html
+    assert "<wild>" not in html
+    assert "&lt;kitchen&gt;" in html
+    assert "embedded testbed model, generated scenes" in html
+    assert "layer 0, head 1" in html  # the head map of mild
+
+
+def test_report_of_plain_alone(testbed: Model) -> None:
+    processor = Processor(testbed)
+    tasks = scene_tasks(processor, SCENES[:2])
+    runs = run(testbed, processor, tasks, {}, attach=attach)
+    result = {"label": "x", "runs": results(runs, tasks), "command": "", "hashes": {}}
+    assert "<h3>plain</h3>" in page(result, SCENES[:2], runs, Vocabulary(WORLD))
+
+
+def test_annotate_marks_exactly_the_hallucinated_words() -> None:
+    vocabulary = Vocabulary(["dog", "hot dog"])
+    html = annotate('Dogs < a "hot dog" & dogma', {"hot dog"}, vocabulary)
+    assert html == "<mark>Dogs</mark> &lt; a &quot;<b>hot dog</b>&quot; &amp; dogma"
+
+
+def test_sweep_tries_every_setting_on_calibration_scenes(testbed: Model, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "mild: {methods: [{mild: {alpha: [1, 2], layers: [[1, 2], [3]]}}]}\n"
+        "silent: {methods: [{silent: {}}]}\nwild: {methods: [wild]}\n"
+    )
+    result = sweeps.sweep(scenes=6, grid=grid, methods=["mild", "silent"])
+    assert testbed.testbed.asked == ["calibration"]  # type: ignore[attr-defined]
+    assert [trial["name"] for trial in result["trials"]] == [
+        "plain",
+        "mild#1",
+        "mild#2",
+        "mild#3",
+        "mild#4",
+        "silent#1",
+    ]
+    assert result["trials"][2]["config"] == {"methods": [{"mild": {"alpha": 1, "layers": [3]}}]}
+    assert [trial["best"] for trial in result["trials"]] == [False, True, False, False, False, False]
+    assert not result["trials"][-1]["eligible"]  # it names one object of two: recall falls
+    text = sweeps.markdown(result)
+    assert "| mild#1 | mild(alpha=1, layers=[1, 2]) |" in text
+    assert "too lossy" in text
+    with pytest.raises(ConfigError, match="the grid has mild, silent, wild"):
+        sweeps.sweep(methods=["nope"], grid=grid)
+
+
+def test_expand_composes_and_names_mistakes() -> None:
+    methods = [{"a": {"x": [1, 2]}}, {"b": {"y": [3, 4]}}, {"c": None}]
+    trials = sweeps.expand({"calibration": "auto", "methods": methods})
+    assert len(trials) == 4
+    assert trials[1] == {"calibration": "auto", "methods": [{"a": {"x": 1}}, {"b": {"y": 4}}, {"c": {}}]}
+    for wrong in ({"methods": {"a": 1}}, {"methods": [{"a": {}, "b": {}}]}, {"methods": [{"a": 3}]}, {"methods": [7]}):
+        with pytest.raises(ConfigError, match="here: methods"):
+            sweeps.expand(wrong, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "expected a mapping of run name"),
+        ("", "expected a mapping of run name"),
+        ("a: 3", "a: expected a configuration"),
+        ("plain: {methods: []}", "rename that run"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_suite_mistakes_name_the_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_suite("demo.yaml", path)
+    assert "s.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "sweep.yaml"])
+def test_shipped_suites_parse(name: str) -> None:
+    for key, config in read_suite(name).items():
+        for trial in sweeps.expand(config, key):
+            sightline.Config.load(trial)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def broken(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(SightlineError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
