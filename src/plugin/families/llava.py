@@ -6,7 +6,7 @@ from .base import Family, register_family
 
 register_family(
     Family(
-        model_types=("llava", "vipllava"),
+        model_types=("llava",),
         image_token_fields=("image_token_id",),
     )
 )
