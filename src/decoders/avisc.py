@@ -45,6 +45,7 @@ class AvisC(Decoder):
     source = "arXiv 2405.17820"
     cost = "explicit weights of one prompt row; the prompt once more; twice the rows per token"
     config = AvisCSettings
+    own_prompt = True
 
     def __init__(self, settings: AvisCSettings, facts: ModelFacts):
         super().__init__(settings, facts)

@@ -41,6 +41,7 @@ class CAD(Decoder):
     cost = "the prompt without its context once more; twice the rows per token"
     needs_image = False
     config = CADSettings
+    own_prompt = True
 
     def __init__(self, settings: CADSettings, facts: ModelFacts):
         super().__init__(settings, facts)

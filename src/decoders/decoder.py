@@ -40,6 +40,7 @@ class Decoder(Registered):
 
     kind = "decoder"
 
+    own_prompt: ClassVar[bool] = False  # the copy reads a prompt of its own, without the methods' edits
     redraws: ClassVar[bool] = False  # the copy sees other pictures
 
     def redraw(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:

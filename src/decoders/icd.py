@@ -44,6 +44,7 @@ class ICD(Decoder):
     cost = "the prompt once more; twice the rows per token"
     needs_image = False
     config = ICDSettings
+    own_prompt = True
 
     def __init__(self, settings: ICDSettings, facts: ModelFacts):
         super().__init__(settings, facts)

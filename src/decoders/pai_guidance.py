@@ -35,6 +35,7 @@ class Guidance(Decoder):
     source = "arXiv 2407.21771"
     cost = "the prompt's text once more; twice the rows per token"
     config = GuidanceSettings
+    own_prompt = True
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return GuidanceContrast(self, layout)

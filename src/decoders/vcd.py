@@ -43,6 +43,7 @@ class VCD(Decoder):
     source = "arXiv 2311.16922"
     cost = "the noised picture's encoding and prompt; twice the rows per token"
     config = VCDSettings
+    own_prompt = True
     redraws = True
 
     def redraw(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .composition import check
 from .errors import ConfigError
 from .method import Settings
 from .registry import DECODERS, METHODS, Registry, methods
@@ -93,6 +94,7 @@ def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:
             raise ConfigError(f"{where}: 'methods' lists '{name}' more than once: give it one entry")
     decoder = data.get("decoder")
     chosen = None if decoder is None else _entry(DECODERS, decoder, "decoder", where)
+    check([*map(METHODS.find, names), *([] if chosen is None else [DECODERS.find(chosen[0])])], where)
     calibration = data.get("calibration")
     if calibration is not None and not isinstance(calibration, str | Path | Mapping):
         raise ConfigError(f"{where}: 'calibration' must be auto, a path or a mapping (got {calibration!r})")

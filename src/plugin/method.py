@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -109,7 +109,7 @@ class Registered:
     """What the registry knows of a method or a decoder. Subclasses describe themselves; the registry names them.
 
     summary, source: one line each for listings. cost: extra passes and what runs per token. needs: calibration
-    sections. needs_image: refuses prompts without any image.
+    sections. needs_image: refuses prompts without any image. excludes: methods that cannot go with it, and why.
     """
 
     kind: ClassVar[str]
@@ -119,6 +119,7 @@ class Registered:
     cost: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     needs_image: ClassVar[bool] = True
+    excludes: ClassVar[Mapping[str, str]] = {}
     config: ClassVar[type[Settings]]
 
     def __init__(self, settings: Any, facts: ModelFacts):
@@ -127,10 +128,14 @@ class Registered:
         self.facts = facts
 
 
+Place = Literal["queries", "logits", "weights", "outputs"]
+
+
 class Method(Registered):
-    """A registered attention method."""
+    """A registered attention method. `acts` says what its edits change, which tells how it composes (`composition.py`)."""
 
     kind = "method"
+    acts: ClassVar[Place]
 
     def start(self, layout: Layout) -> Session:
         """Open a session for a prompt batch."""

@@ -39,6 +39,7 @@ class Focus(Method):
     summary = "turn the queries of contextual heads towards what is relevant"
     source = "arXiv 2503.23306"
     cost = "no extra pass; an addition to the queries"
+    acts = "queries"
     needs = ("focus_heads",)
     needs_image = False
     config = FocusSettings

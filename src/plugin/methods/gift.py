@@ -46,6 +46,7 @@ class GIFT(Method):
     summary = "keep the image regions that the question points at in view"
     source = "arXiv 2510.22067"
     cost = "no extra pass (one token held back where saliency comes late); explicit weights for one row"
+    acts = "weights"
     needs = ("gaze",)
     config = GIFTSettings
 

@@ -43,6 +43,7 @@ class LocoRE(Method):
     summary = "look harder at the tokens generated last"
     source = "arXiv 2601.20279"
     cost = "no extra pass; explicit weights in decode steps"
+    acts = "weights"
     needs_image = False
     config = LocoRESettings
 

@@ -44,6 +44,7 @@ class OCRSink(Method):
     summary = "heads that read share what idles on the first token"
     source = "arXiv 2505.15865"
     cost = "no extra pass; explicit weights for every row of the heads' layers"
+    acts = "weights"
     needs = ("ocr_heads",)
     needs_image = False
     config = OCRSinkSettings

@@ -34,6 +34,7 @@ class PAI(Method):
     summary = "raise the image's attention logits in proportion to their size"
     source = "arXiv 2407.21771"
     cost = "no extra pass; explicit weights for one row"
+    acts = "weights"
     config = PAISettings
 
     def __init__(self, settings: PAISettings, facts: ModelFacts):

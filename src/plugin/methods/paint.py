@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -52,6 +52,8 @@ class PAINT(Method):
     summary = "raise the attention logits of what the vision tower looks at"
     source = "arXiv 2501.12206"
     cost = "no extra pass; explicit weights for one row"
+    acts = "weights"
+    excludes: ClassVar = {"pai": "both raise image logits by a share of their size, PAINT those of chosen tokens only"}
     config = PAINTSettings
 
     def __init__(self, settings: PAINTSettings, facts: ModelFacts):

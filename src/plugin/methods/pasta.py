@@ -38,6 +38,7 @@ class PASTA(Method):
     summary = "chosen heads look only at what the user emphasises"
     source = "arXiv 2311.02262"
     cost = "no extra pass; a bias on the fused kernel"
+    acts = "logits"
     needs = ("retrieval_heads",)
     needs_image = False
     config = PASTASettings

@@ -45,6 +45,7 @@ class Spotlight(Method):
     summary = "give what the user emphasises a least share of the attention"
     source = "arXiv 2505.12025"
     cost = "no extra pass; explicit weights for every row"
+    acts = "weights"
     needs_image = False
     config = SpotlightSettings
 

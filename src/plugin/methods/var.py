@@ -53,6 +53,7 @@ class VAR(Method):
     summary = "move attention from sink tokens to the rest of the image"
     source = "arXiv 2503.03321"
     cost = "no extra pass; explicit weights for the edited rows"
+    acts = "weights"
     needs = ("sink",)
     config = VARSettings
 

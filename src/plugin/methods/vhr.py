@@ -54,6 +54,7 @@ class VHR(Method):
     summary = "amplify the heads that look at the image"
     source = "arXiv 2412.13949"
     cost = "one text-only pass per prompt; a multiplication per token"
+    acts = "outputs"
     config = VHRSettings
 
     def __init__(self, settings: VHRSettings, facts: ModelFacts):

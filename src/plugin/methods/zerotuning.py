@@ -43,6 +43,7 @@ class ZeroTuning(Method):
     summary = "scale the attention on the first token"
     source = "arXiv 2505.11739"
     cost = "no extra pass; a bias on the fused kernel"
+    acts = "logits"
     needs_image = False
     config = ZeroTuningSettings
 
