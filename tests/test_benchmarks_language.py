@@ -14,12 +14,13 @@ import pytest
 import tiny
 import torch
 import typer
-from sightline.benchmarks import conflicts, copies, language, language_report
+from sightline.benchmarks import conflicts, copies, instructions, language, language_report
 from sightline.benchmarks.conflicts import SPLITS, Fact, Prompt, choices, facts, mention, normalise, says
 from sightline.benchmarks.language_sets import ChoiceSet, ReplySet, best_option, closed_book_set, question_sets, some
 from typer.testing import CliRunner
 
 EVERY_FACT = [fact for split in SPLITS for fact in facts(split)]
+EVERY_INSTRUCTION = [item for split in SPLITS for item in instructions.instructions(split)]
 EVERY_COPY = [copy for split in SPLITS for copy in copies.copies(split)]
 
 
@@ -176,6 +177,42 @@ def test_copy_verdict_wants_every_word_in_order() -> None:
     assert copies.verdict(" one, three", copy) == {"exact": False, "memory": False}
 
 
+REPLIES = [  # form, a reply that keeps to it, one that nearly does
+    ("capitals", "THE CAPITAL IS OSLO.", "THE CAPITAL IS Oslo."),
+    ("small letters", "the capital is oslo.", "The capital is oslo."),
+    ("first word", '"{word}: Oslo."', "Oslo, {word}."),
+    ("last words", "Oslo. {closing}", "{closing} Oslo."),
+    ("with a word", "Oslo, my {word}.", "Oslo, my {word}s."),
+    ("quoted", '"It is Oslo."', '"It is" Oslo.'),
+    ("short", "It is Oslo, a town in Norway.", "It is Oslo, a town in Norway, up north."),
+    ("numbered", "1. Oslo\n2. Norway", "1. Oslo\n3. Norway"),
+    ("twice", "It is Oslo. It is Oslo!", "It is Oslo. It is in Norway."),
+    ("exclaimed", "It is Oslo!!!", "It is Oslo!!!!"),
+]
+
+
+@pytest.mark.parametrize(("form", "kept", "missed"), REPLIES)
+def test_a_reply_keeps_to_its_instruction_or_does_not(form: str, kept: str, missed: str) -> None:
+    item = next(one for one in EVERY_INSTRUCTION if one.form == form)
+    told = re.findall(r'"([^"]+)"', item.text)
+    texts = [text.format(word=(told or [""])[0], closing=(told or [""])[0]) for text in (kept, missed, "")]
+    assert [instructions.verdict(text, item)["followed"] for text in texts] == [True, False, False]
+
+
+def test_an_instructed_reply_is_right_where_it_names_the_answer_anywhere() -> None:
+    item = next(one for one in EVERY_INSTRUCTION if one.fact.name == "capital/France" or one.fact.true == ("Paris",))
+    assert instructions.verdict("SO IT IS PARIS.", item)["right"]
+    assert not instructions.verdict("Parisian.", item)["right"]
+
+
+def test_every_fact_is_instructed_once_and_every_form_is_met_in_both_splits() -> None:
+    for split in SPLITS:
+        told = instructions.instructions(split)
+        assert [item.fact for item in told] == facts(split)
+        assert {item.form for item in told} == set(instructions.FORMS)
+        assert all(item.prompt.user.startswith("Instruction: ") and "\nTask: " in item.prompt.user for item in told)
+
+
 def test_choice_outcomes_use_sum_and_mean_and_no_ruled_out_option() -> None:
     asked = [conflicts.Choice(Prompt("", ""), ("a", "b", "c"), right=1, memory=0)]
     questions = ChoiceSet("x", asked, has_context=True)
@@ -257,13 +294,13 @@ def shift(model: Echo, config: dict[str, Any], processor: Any) -> Iterator[None]
         model.shift = 0
 
 
-def length_set(name: str = "lengths", has_context: bool = True) -> ReplySet:
+def length_set(name: str = "lengths", letter: str = "x") -> ReplySet:
     """Prompts of unordered lengths; `right`: the reply is the prompt's length plus 1000."""
-    prompts = [Prompt("x" * size, "y") for size in (30, 4, 17, 9, 22)]
+    prompts = [Prompt(letter * size, "y") for size in (30, 4, 17, 9, 22)]
     widths = [len(language.rendered(Tokenizer(), prompt)) for prompt in prompts]
     group = {"all": [True] * 5, "long": [True, False, False, False, True]}
     judge = lambda number, reply: {"right": reply == str(widths[number] + 1000), "plain": int(reply) < 1000}  # noqa: E731
-    return ReplySet(name, prompts, group, [5] * 5, judge, has_context)
+    return ReplySet(name, prompts, group, [5] * 5, judge)
 
 
 def test_answers_come_back_in_the_order_of_the_prompts_and_batches_alternate() -> None:
@@ -287,16 +324,18 @@ def test_answers_come_back_in_the_order_of_the_prompts_and_batches_alternate() -
     assert right["time_ratio"]["lengths"] > 0
 
 
-def test_cad_is_not_asked_where_there_is_no_context() -> None:
+def test_a_configuration_is_not_asked_where_the_passage_that_it_looks_for_is_missing() -> None:
     configs: dict[str, Any] = {
-        "cad": {"decoder": {"cad": {}}, "shift": 1},
+        "cad": {"decoder": {"cad": {"begin": "xx"}}, "shift": 1},
         "dola": {"decoder": {"dola": {}}, "shift": 2},
+        "pasta": {"methods": ["vhr", {"pasta": {"begin": "zz"}}], "shift": 3},
     }
-    sets = [length_set(), length_set("bare", has_context=False)]
+    sets = [length_set(), length_set("bare", "z")]
     advanced: list[str] = []
     runs = language.run(Echo(), EchoTokenizer(), sets, configs, attach=shift, advance=advanced.append)
-    assert [set(item.answers) for item in runs] == [{"lengths", "bare"}, {"lengths"}, {"lengths", "bare"}]
-    assert len(advanced) == language.calls(sets, configs) == 5
+    both = {"lengths", "bare"}
+    assert [set(item.answers) for item in runs] == [both, {"lengths"}, both, {"bare"}]
+    assert len(advanced) == language.calls(sets, configs) == 6
     assert set(language.results(runs, sets)[1]["scores"]) == {"lengths"}
 
 
@@ -363,8 +402,7 @@ def _entry(name: str, right: float, skipped: str = "") -> dict[str, Any]:
         if part.questions == skipped:
             continue
         value = right / 2 if part.questions == "copies" else right
-        groups = copies.FORMS if part.questions == "copies" else ()
-        for group in (part.group, *groups):
+        for group in (part.group, *part.forms):
             values = dict.fromkeys(part.scores, value)
             spans = dict.fromkeys(part.scores, (value - 0.1, value + 0.1))
             changes = {score: {"value": 0.125, "interval": (-0.25, 0.5), "p": 0.0625} for score in part.scores}
@@ -380,12 +418,12 @@ def test_the_page_shows_scores_in_percent_and_dashes_where_a_run_was_not_asked()
     facts_of = {"model": "m", "split": "test", "batch": 16, "command": "run", "versions": {"torch": "9"}}
     page = language_report.markdown({"runs": runs, "hashes": {"model": "f" * 64}, **facts_of})
     assert language_report.faith(runs[1]) == pytest.approx((0.8 + 0.4 + 0.8) / 3)
-    assert "| cad | 80.0 | 40.0 | 80.0 | – | 66.7 | 1.2 to 1.2 |" in page
+    assert "| cad | 80.0 | 40.0 | 80.0 | – | 80.0 | 66.7 | 1.2 to 1.2 |" in page
     assert "| cad | 40.0 (30 to 50) | 40.0 (30 to 50) | +12.5 (-25.0 to +50.0) | 0.062 | 1.25 |" in page
     assert "| plain | 40.0 (30 to 50) | 40.0 (30 to 50) |  |  | 1.25 |" in page
     assert "| cad | – | – | – | – | – |" in page
     assert "Made by `run` with torch 9. SHA-256: model ffffffffffff." in page
-    assert len(language_report.tables({"runs": runs})) == len(language_report.PARTS) + 2
+    assert len(language_report.tables({"runs": runs})) == len(language_report.PARTS) + 3
 
 
 def _measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str) -> Any:
@@ -413,12 +451,12 @@ def test_the_command_writes_tables_results_and_answers(monkeypatch: pytest.Monke
     assert result["command"].startswith("python -m sightline.benchmarks.language")
     page = files["page.md"].read_text()
     blocks = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
-    assert len(blocks) == len(language_report.PARTS) + 2  # the summary, and the copies by form
+    assert len(blocks) == len(language_report.PARTS) + 3  # the summary, copies and instructions by form
     for block in blocks:  # every row of a table has as many cells as its head
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert page.count("\n## ") == len(blocks) + 1  # and the configurations
     answers = json.loads(files["answers.json"].read_text())
-    assert 4 * 2 <= len(answers) <= 4 * 3
+    assert 5 * 2 <= len(answers) <= 5 * 3
     assert all(set(one["answers"]) == {"plain", "nothing", "empty | too"} for one in answers)
 
 

@@ -13,7 +13,8 @@ from functools import cache
 
 from .conflicts import Prompt, capital, read_table, says, split_of
 
-FORMS = ("quotation", "ending", "list", "record", "code")
+KNOWN = ("quotation", "ending", "list")  # forms whose usual text is known
+FORMS = (*KNOWN, "record", "code")
 LISTS, LIST_LENGTH = 2, 5
 RECORDS, CODES = 25, 25
 CODE_LETTERS = "BCDFGHJKLMNPQRSTVWXYZ23456789"

@@ -62,7 +62,7 @@ def run(
 ) -> list[Run]:
     """Ask every set, plain and under every configuration; `plain` comes first.
 
-    Prompts whose replies and texts are alike in length share a batch. CAD skips sets without a context. `attach` stands in for `sightline.attach`;
+    Prompts whose replies and texts are alike in length share a batch. A configuration skips sets without the passage that it looks for. `attach` stands in for `sightline.attach`;
     `advance` is called with the name of the run after each batch, `calls(...)` times.
 
     Raises:
@@ -165,7 +165,10 @@ def _outcomes(answers: Sequence[Any], questions: QuestionSet) -> dict[str, Float
 
 
 def _fits(config: Config, questions: QuestionSet) -> bool:
-    return questions.has_context or "cad" not in (config.get("decoder") or {})
+    """Whether the passages that the configuration looks for (CAD's context, an emphasis) stand in the set's prompts."""
+    chosen = [*(config.get("methods") or ()), *([config["decoder"]] if config.get("decoder") else ())]
+    settings = [values or {} for entry in chosen if isinstance(entry, Mapping) for values in entry.values()]
+    return all(values["begin"] in questions.prompts[0].user for values in settings if "begin" in values)
 
 
 def evaluate(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .copies import FORMS
+from . import copies, instructions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,20 +16,25 @@ Entry = Mapping[str, Any]
 NOTE = (
     "Percent of the items, with 95 % bootstrap intervals; the difference is paired, p is McNemar's exact test against plain "
     "and not corrected for the number of runs. time: median over batches of the seconds over those of plain. A dash: the "
-    "run was not asked (CAD needs a context)."
+    "run was not asked (its passage, CAD's context for one, does not stand in these prompts)."
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """One table: the scores of one group of a set, as score -> heading, the first of them compared with plain."""
+    """One table: the scores of one group of a set, as score -> heading, the first of them compared with plain.
+
+    `faith`: the first score asks for faith in a context. `forms`: groups that get a table of their own, with
+    the scores that it shows of each.
+    """
 
     title: str
     questions: str
     group: str
     scores: dict[str, str]
     meaning: str
-    has_context: bool = True
+    faith: bool = True
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def first(self) -> str:
@@ -58,6 +63,7 @@ PARTS = (
         "all",
         {"exact": "exact", "memory": "memory"},
         "exact: the reply begins with the wanted text; memory: with the usual one (proverbs and lists).",
+        forms={form: ("exact", "memory") if form in copies.KNOWN else ("exact",) for form in copies.FORMS},
     ),
     Part(
         "Multiple choice with a context that states a substituted answer",
@@ -73,7 +79,17 @@ PARTS = (
         "all",
         {"accuracy": "accuracy", "normalised": "per token"},
         "The same without a context; the true answer is right.",
-        has_context=False,
+        faith=False,
+    ),
+    Part(
+        "Instructions",
+        "instructions",
+        "all",
+        {"followed": "followed", "right": "right", "both": "both"},
+        "A fact is asked under an instruction on the form of the reply. followed: the reply keeps to the form; right: it "
+        "names the true answer.",
+        faith=False,
+        forms=dict.fromkeys(instructions.FORMS, ("followed", "right")),
     ),
 )
 
@@ -120,8 +136,8 @@ def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[
         number = runs[0]["scores"][part.questions][part.group]["n"]
         columns = ["run", *part.scores.values(), f"{part.scores[part.first]} minus plain", "p", "time"]
         yield f"{part.title} (n = {number})", columns, [_row(entry, part) for entry in runs], part.meaning
-        if part.questions == "copies":
-            yield _forms(runs)
+        if part.forms:
+            yield _forms(runs, part)
 
 
 def _summary(runs: list[Entry]) -> tuple[str, list[str], list[list[str]], str]:
@@ -132,15 +148,17 @@ def _summary(runs: list[Entry]) -> tuple[str, list[str], list[list[str]], str]:
     for entry in runs:
         found = [entry["scores"].get(part.questions) for part in parts]
         values = [None if one is None else one["all"][part.first] for one, part in zip(found, parts, strict=True)]
-        cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
+        cells = ["–" if value is None else f"{100 * value:.1f}" for value in [*values, faith(entry)]]
         times = sorted(entry["time_ratio"].values())
-        rows.append([entry["name"], *cells, f"{100 * faith(entry):.1f}", f"{times[0]:.1f} to {times[-1]:.1f}"])
+        rows.append([entry["name"], *cells, f"{times[0]:.1f} to {times[-1]:.1f}"])
     return "Summary", columns, rows, "The first score of each table below. time: over the sets."
 
 
-def faith(entry: Entry) -> float:
-    """What settings are chosen by: the mean over the sets with a context of their first scores."""
-    parts = [part for part in PARTS if part.group == "all" and part.has_context]
+def faith(entry: Entry) -> float | None:
+    """What settings are chosen by: the mean of the first scores that ask for faith in a context; None: not all asked."""
+    parts = [part for part in PARTS if part.group == "all" and part.faith]
+    if any(part.questions not in entry["scores"] for part in parts):
+        return None
     return sum(entry["scores"][part.questions]["all"][part.first] for part in parts) / len(parts)
 
 
@@ -155,20 +173,20 @@ def _row(entry: Entry, part: Part) -> list[str]:
     return [entry["name"], *cells, *compared, f"{entry['time_ratio'][part.questions]:.2f}"]
 
 
-def _forms(runs: list[Entry]) -> tuple[str, list[str], list[list[str]], str]:
-    """The copies form by form: exact, and memory where the usual text is known."""
-    plain = runs[0]["scores"]["copies"]
-    columns = ["run", *(f"{form} (n = {plain[form]['n']})" for form in FORMS)]
-    rows = [
-        [entry["name"], *(_pair(entry["scores"]["copies"][form], form in FORMS[:3]) for form in FORMS)]
-        for entry in runs
+def _forms(runs: list[Entry], part: Part) -> tuple[str, list[str], list[list[str]], str]:
+    """A set form by form."""
+    asked = [
+        entry["scores"][part.questions] | {"run": entry["name"]} for entry in runs if part.questions in entry["scores"]
     ]
-    return "Copies by form", columns, rows, "exact / memory, without intervals: the forms are small."
-
-
-def _pair(scores: Mapping[str, float], usual: bool) -> str:
-    exact = f"{100 * scores['exact']:.0f}"
-    return f"{exact} / {100 * scores['memory']:.0f}" if usual else exact
+    columns = ["run", *(f"{form} (n = {asked[0][form]['n']})" for form in part.forms)]
+    rows = []
+    for groups in asked:
+        cells = (
+            " / ".join(f"{100 * groups[form][score]:.0f}" for score in shown) for form, shown in part.forms.items()
+        )
+        rows.append([groups["run"], *cells])
+    most = max(part.forms.values(), key=len)
+    return f"{part.title} by form", columns, rows, f"{' / '.join(most)}, without intervals: the forms are small."
 
 
 def _span(between: tuple[float, float], form: str) -> str:

@@ -9,11 +9,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from . import conflicts, copies
+from . import conflicts, copies, instructions
 from .conflicts import Choice, Fact, Prompt
 
 REPLY_TOKENS = 10  # a long name; the opening makes the reply begin with the answer
 COPY_TOKENS = {"quotation": 20, "ending": 8, "list": 24, "record": 36, "code": 20}  # the longest text and some more
+INSTRUCTED_TOKENS = 40  # two sentences
 
 Item = TypeVar("Item")
 Outcomes = dict[str, bool]
@@ -24,14 +25,13 @@ class QuestionSet(Protocol):
     """Prompts, what a model answers to them, and what an answer is worth.
 
     `groups` are the parts of the set that scores are given for; `lengths`: the tokens of each prompt's longest reply, none
-    where answers are scored; `has_context`: whether the prompts have one (CAD needs it).
+    where answers are scored.
     """
 
     name: str
     prompts: list[Prompt]
     groups: Groups
     lengths: list[int]
-    has_context: bool
 
     def ask(self, model: Any, tokenizer: Any, inputs: Any, rows: Sequence[int]) -> list[Any]:
         """Answers to the prompts of these numbers, whose model inputs are given."""
@@ -51,7 +51,6 @@ class ReplySet:
     groups: Groups
     lengths: list[int]
     judge: Callable[[int, str], Outcomes]
-    has_context: bool = True
 
     def ask(self, model: Any, tokenizer: Any, inputs: Any, rows: Sequence[int]) -> list[str]:
         """The replies, without special tokens."""
@@ -105,9 +104,9 @@ def best_option(scores: Sequence[float]) -> int | None:
 
 
 def question_sets(split: str, known: Sequence[bool], limit: int | None = None) -> list[QuestionSet]:
-    """The four sets of a split. `known`: which facts plain answers closed-book; `limit`: as for `some`."""
+    """The sets of a split. `known`: which facts plain answers closed-book; `limit`: as for `some`."""
     asked, texts = some(conflicts.facts(split), limit), some(copies.copies(split), limit)
-    forms = {form: [copy.form == form for copy in texts] for form in copies.FORMS}
+    told = some(instructions.instructions(split), limit)
     return [
         ReplySet(
             "conflicts",
@@ -119,13 +118,25 @@ def question_sets(split: str, known: Sequence[bool], limit: int | None = None) -
         ReplySet(
             "copies",
             [copy.prompt for copy in texts],
-            {"all": [True] * len(texts), **forms},
+            _by_form(texts, copies.FORMS),
             [COPY_TOKENS[copy.form] for copy in texts],
             lambda number, reply: copies.verdict(reply, texts[number]),
         ),
         ChoiceSet("choices with context", some(conflicts.choices(split, context=True), limit), True),
         ChoiceSet("choices closed-book", some(conflicts.choices(split, context=False), limit), False),
+        ReplySet(
+            "instructions",
+            [item.prompt for item in told],
+            _by_form(told, instructions.FORMS),
+            [INSTRUCTED_TOKENS] * len(told),
+            lambda number, reply: instructions.verdict(reply, told[number]),
+        ),
     ]
+
+
+def _by_form(items: Sequence[copies.Copy] | Sequence[instructions.Instruction], forms: Sequence[str]) -> Groups:
+    """All items, and those of each form."""
+    return {"all": [True] * len(items)} | {form: [item.form == form for item in items] for form in forms}
 
 
 def some(items: list[Item], limit: int | None) -> list[Item]:
@@ -142,5 +153,4 @@ def closed_book_set(facts: Sequence[Fact]) -> ReplySet:
         {"all": [True] * len(facts)},
         [REPLY_TOKENS] * len(facts),
         lambda number, reply: {"true": conflicts.says(reply, facts[number].true)},
-        has_context=False,
     )
