@@ -12,14 +12,15 @@ a time. A method is an object with four hooks, called for every layer of every p
 `at` are the absolute positions of the pass's query rows. Keys and values of earlier rows are kept as they were computed
 at their time, edits included, as a key-value cache keeps them.
 
-Sources: VHR arXiv 2412.13949, VAR arXiv 2503.03321, GIFT arXiv 2510.22067.
+Sources: VHR arXiv 2412.13949, VAR arXiv 2503.03321, GIFT arXiv 2510.22067, PAI arXiv 2407.21771, PAINT arXiv 2501.12206;
+secondary sinks arXiv 2512.22213.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,9 @@ class Decoder:
             if "vision_tower" not in name and "projector" not in name
         }
         self._embedder = copy.deepcopy(model).double()
+        self.logits: dict[
+            int, Array
+        ] = {}  # of the layer's last pass, -inf where a row does not see [heads, rows, keys]
 
     def _w(self, name: str) -> Array:
         return self._weights[name + ".weight"]
@@ -175,10 +179,12 @@ class Decoder:
         keys, values = np.stack(cache.keys[layer]), np.stack(cache.values[layer])
 
         weights = np.zeros((self.heads, len(x), len(keys)))
+        self.logits[layer] = np.full(weights.shape, -np.inf)
         for h in range(self.heads):
             group = h // (self.heads // self.groups)
             for i, position in enumerate(at):
                 logits = keys[: position + 1, group] @ q[i, h] / math.sqrt(self.size)
+                self.logits[layer][h, i, : position + 1] = logits
                 weights[h, i, : position + 1] = softmax(logits)
         for method in methods:
             weights = method.reweigh(layer, weights.copy(), at)
@@ -284,6 +290,75 @@ class _Recorder(Method):
         return outputs
 
 
+# --- secondary sinks, arXiv 2512.22213 -------------------------------------------------------------------------------
+
+
+@dataclass
+class Secondary:
+    """Prompt tokens j > 0 whose state x_j, entering one of `layers`, has |cos(x_j, x_0)| > `cosine`: masks [n]."""
+
+    layers: Sequence[int]
+    cosine: float = 0.9
+    margin: float = math.inf
+    _first: dict[int, Array] = field(default_factory=dict)
+    _found: dict[int, set[int]] = field(default_factory=dict)
+
+    def enter(self, layer: int, hidden: Array, at: Sequence[int], length: int) -> None:
+        if layer not in self.layers:
+            return
+        for x, position in zip(hidden, at, strict=True):
+            if position == 0:
+                self._first[layer], self._found[layer] = x, set()
+            elif position < length:
+                first = self._first[layer]
+                cosine = abs(float(x @ first)) / math.sqrt(float(x @ x) * float(first @ first))
+                self.margin = min(self.margin, abs(cosine - self.cosine))
+                if cosine > self.cosine:
+                    self._found[layer].add(position)
+
+    def mask(self, layer: int, keys: int) -> Mask:
+        found = self._found.get(layer, set())
+        return np.array([j in found for j in range(keys)])
+
+
+@dataclass
+class Boost(Method):
+    """PAI and PAINT: from the last prompt row on, s_j += share_j |s_j| in `layers`, except for secondary sinks.
+
+    `share` [n]: alpha on every image token (PAI); alpha on local, beta on summary tokens (PAINT).
+    """
+
+    share: Callable[[Prompt], Array]
+    layers: Sequence[int]
+    secondary: Secondary = field(default_factory=lambda: Secondary([]))
+    _prompt: Prompt | None = None
+    _decoder: Decoder | None = None
+
+    def begin(self, prompt: Prompt, decoder: Decoder) -> None:
+        self._prompt, self._decoder = prompt, decoder
+
+    def enter(self, layer: int, hidden: Array, at: Sequence[int]) -> None:
+        assert self._prompt is not None
+        self.secondary.enter(layer, hidden, at, self._prompt.length)
+
+    def reweigh(self, layer: int, weights: Array, at: Sequence[int]) -> Array:
+        assert self._prompt is not None
+        assert self._decoder is not None
+        if layer not in self.layers:
+            return weights
+        share, sinks = self.share(self._prompt), self.secondary.mask(layer, self._prompt.length)
+        for i, position in enumerate(at):
+            if position < self._prompt.length - 1:
+                continue
+            for h in range(len(weights)):
+                logits = self._decoder.logits[layer][h, i].copy()
+                for j in range(self._prompt.length):
+                    if not sinks[j]:
+                        logits[j] += share[j] * abs(logits[j])
+                weights[h, i] = softmax(logits)
+        return weights
+
+
 # --- VAR, arXiv 2503.03321 -------------------------------------------------------------------------------------------
 
 
@@ -303,11 +378,16 @@ def var_image_centric(row: Array, visual: Mask, sinks: Mask, *, paper: bool, rho
     return bool(vis >= min_visual and (1 - share >= rho if paper else share <= rho))
 
 
-def var_redistribute(row: Array, visual: Mask, sinks: Mask, *, paper: bool, p: float) -> Array:
-    """Sinks keep p (release) or 1 - p (paper) of their weight; what they lose goes to V \\ S in proportion."""
+def var_redistribute(
+    row: Array, visual: Mask, sinks: Mask, *, paper: bool, p: float, aside: Mask | None = None
+) -> Array:
+    """Sinks keep p (release) or 1 - p (paper) of their weight; what they lose goes to V \\ S in proportion.
+
+    `aside`: tokens of V \\ S that get nothing.
+    """
     keep = 1 - p if paper else p
     budget = (1 - keep) * row[sinks].sum()
-    rest = visual & ~sinks
+    rest = visual & ~sinks if aside is None else visual & ~sinks & ~aside
     total = row[rest].sum()
     out = row.copy()
     for j in range(len(row)):
@@ -336,6 +416,7 @@ class VAR(Method):
     kept: list[int] = field(default_factory=lambda: [0, 0])
     sinks: dict[int, Mask] = field(default_factory=dict)
     margin: float = math.inf
+    secondary: Secondary = field(default_factory=lambda: Secondary([]))
     _prompt: Prompt | None = None
     _layers: range = range(0)
 
@@ -346,6 +427,7 @@ class VAR(Method):
 
     def enter(self, layer: int, hidden: Array, at: Sequence[int]) -> None:
         assert self._prompt is not None
+        self.secondary.enter(layer, hidden, at, self._prompt.length)
         if layer not in self._layers:
             return
         for x, position in zip(hidden, at, strict=True):
@@ -362,6 +444,7 @@ class VAR(Method):
         keys = weights.shape[2]
         visual = np.array([j < n and bool(image[j]) for j in range(keys)])
         sinks = np.array([j < n and bool(self.sinks[layer][j]) for j in range(keys)])
+        aside = self.secondary.mask(layer, keys)
         last_image = max(j for j in range(n) if image[j])
         for i, position in enumerate(at):
             if position < n and (image[position] if self.text_rows else position <= last_image):
@@ -376,7 +459,7 @@ class VAR(Method):
                 self.kept[1] += 1
                 if centric:
                     self.kept[0] += 1
-                    weights[h, i] = var_redistribute(row, visual, sinks, paper=self.paper, p=self.p)
+                    weights[h, i] = var_redistribute(row, visual, sinks, paper=self.paper, p=self.p, aside=aside)
         return weights
 
 
@@ -449,6 +532,7 @@ class GIFT(Method):
     alpha: float
     beta: float = 1.0
     saliency: Array | None = None
+    secondary: Secondary = field(default_factory=lambda: Secondary([]))
     _prompt: Prompt | None = None
     _weights: dict[int, Array] = field(default_factory=dict)
     _done: bool = False
@@ -463,6 +547,10 @@ class GIFT(Method):
         n = prompt.length
         self._weights = {layer: np.full((decoder.heads, n, n), np.nan) for layer in self.saliency_layers}
 
+    def enter(self, layer: int, hidden: Array, at: Sequence[int]) -> None:
+        assert self._prompt is not None
+        self.secondary.enter(layer, hidden, at, self._prompt.length)
+
     def reweigh(self, layer: int, weights: Array, at: Sequence[int]) -> Array:
         assert self._prompt is not None
         n = self._prompt.length
@@ -476,6 +564,7 @@ class GIFT(Method):
             if self.saliency is not None:
                 pad = np.zeros(weights.shape[2] - n)
                 multiplier = np.exp(self.alpha * np.concatenate([self.saliency, pad]))
+                multiplier[self.secondary.mask(layer, len(multiplier))] = 1.0
                 image, query = (np.concatenate([m, pad > 0]) for m in (self._prompt.image, self._prompt.query))
                 weights[:, -1] = gift_enhance(weights[:, -1], multiplier, image, query, self.beta)
         return weights

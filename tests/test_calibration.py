@@ -39,6 +39,7 @@ FULL: dict[str, Any] = {
         "first": [1],
         "tokens": {"visual": 0.5, "text": 1.0},
         "secondary": {"visual": 0.0, "text": 0.25},
+        "cosine": 0.9,
     },
     "gaze": {"saliency_layers": [0], "enhanced_layers": [1], "alpha": 5.0},
     "visual_heads": {"layers": [1], "scores": TABLE, "chosen": TABLE},

@@ -61,7 +61,12 @@ class Sink(Fact):
     first: list[int] | None = Field(default=None, description="layers where the first token of most prompts is a sink")
     tokens: TokenCounts | None = Field(default=None, description="sinks")
     secondary: TokenCounts | None = Field(
-        default=None, description="other tokens than the first with its state, |cos| > 0.9, in the layers of `first`"
+        default=None,
+        description="other tokens than the first with its state, in the layers of `first`: secondary sinks. Where image"
+        " tokens are among them, boosts leave them out",
+    )
+    cosine: float | None = Field(
+        default=None, gt=0, lt=1, description="|cos| to the first token's state above which a token has it; none: 0.9"
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..plugin.edits import Edit, InputProbe, Rows, WeightProbe
 from ..plugin.layout import Layout, Step
 from ..plugin.method import ModelFacts, Session
+from ..plugin.secondary import ALIGNED, alignment
 from ..plugin.sections import Sink, TokenCounts
 from .job import Job, Sums
 from .observe import Batch
@@ -35,7 +36,6 @@ FIRST_LAYER = 2  # VAR looks for sinks from here on
 ATTENDED = 0.1  # share of the tokens that counts as most attended
 CLEAR = 2.0  # a dimension that stands out less than so many times as far as the next one is none
 MOST = 8  # dimensions
-ALIGNED = 0.9  # cosine of a secondary sink
 COMMON = 0.25  # sinks per prompt and layer that tau must leave above it
 LOW, HIGH, STEP = 1e-2, 1e3, 0.01  # bins of phi, in steps of its logarithm
 BINS = round(math.log(HIGH / LOW) / STEP)
@@ -65,6 +65,7 @@ def measure_sinks(job: Job) -> Sink:
         first=[layers[index] for index in first],
         tokens=_counts(sinks[:, VISUAL], sinks[:, [FIRST, TEXT]].sum(-1), prompts),
         secondary=_counts(seen["aligned"][first, VISUAL], seen["aligned"][first, TEXT], prompts) if first else None,
+        cosine=ALIGNED if first else None,
     )
 
 
@@ -192,8 +193,8 @@ class _Tokens(Session):
             phi = magnitude(hidden)[..., self.dims].amax(-1).cpu()
             at = ((phi.clamp(LOW, HIGH) / LOW).log() / STEP).round().long().clamp(max=BINS - 1)
             start = self.kinds[FIRST].int().argmax(-1).to(hidden.device)
-            first = hidden[torch.arange(len(hidden), device=hidden.device), start].float()
-            cosine = torch.nn.functional.cosine_similarity(hidden.float(), first[:, None], dim=-1).abs().cpu()
+            first = hidden[torch.arange(len(hidden), device=hidden.device), start]
+            cosine = alignment(hidden, first).cpu()
             for kind, mask in enumerate(self.kinds):
                 self.phi[index, kind] = torch.bincount(at[mask], minlength=BINS).float()
                 self.aligned[index, kind] = (cosine[mask] > ALIGNED).sum()

@@ -14,11 +14,13 @@ The release runs a second prefill with returned weights for the saliency. Here i
 for free where the saliency layers lie before the enhanced ones, else with the last prompt token held back until the rest
 is read (a plain forward, which wants every row's logits, reads the prompt twice instead). beta is in the paper and not in the release, where it is 1. `words: content` keeps the rows of content words,
 as the release does with spaCy; the default keeps every question row. A prompt without question rows or with a flat map
-stays unedited, where the release computes NaN.
+stays unedited, where the release computes NaN. Ours: m is 1 for secondary sinks, where the calibration lists them
+(`secondary.py`).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,6 +33,7 @@ from ..errors import ConfigError
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session, Settings
 from ..registry import register
+from ..secondary import Boostable, SkipSecondary
 
 
 class GIFTSettings(Settings):
@@ -39,6 +42,7 @@ class GIFTSettings(Settings):
     saliency_layers: list[int] | None = Field(None, min_length=1, description="default: the calibration's")
     enhanced_layers: list[int] | None = Field(None, min_length=1, description="default: the calibration's")
     words: Literal["all", "content"] = Field("all", description="question rows: all, or content words (needs a tagger)")
+    skip_secondary: SkipSecondary = True
 
 
 @register("gift")
@@ -79,11 +83,12 @@ class GIFTSession(Session):
         self.words = layout.query if words is None else words(layout.ids, layout.query)
         self.change: dict[int, Tensor] = {}  # positive change summed over the question rows [B, H, n], by layer
         self.before: dict[int, Tensor] = {}  # weights of the row before the next chunk [B, H, n]
-        self.groups: Tensor | None = None  # image, question, image * m: [B, n, 3]
+        self.gaze: Tensor | None = None  # the map s [B, n]
+        self.groups: dict[int | None, tuple[Tensor, Tensor]] = {}  # by layer; None: layers without secondary sinks
+        self.boostable = Boostable(layout, method.facts, method.enhanced_layers, method.settings.skip_secondary)
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
-        rows = None
-        edits: dict[int, list[Edit]] = {}
+        edits, rows = self.boostable.probes(step), None
         if step.reading:
             # One row more than the question, to compare its first row with.
             wanted = self.words | torch.nn.functional.pad(self.words[:, 1:], (0, 1))
@@ -91,13 +96,14 @@ class GIFTSession(Session):
             if spoken is not None and not self.change:  # read once, where a prompt is passed twice
                 for layer in self.method.saliency_layers:
                     see = self._see(layer, step.start)
-                    edits[layer] = [WeightProbe(see, spoken)]
+                    edits.setdefault(layer, []).append(WeightProbe(see, spoken))
             answer = torch.arange(self.layout.length, device=self.layout.ids.device) >= self.layout.last[:, None]
             rows = step.rows(answer)
             if rows is None:
                 return edits
         for layer in self.method.enhanced_layers:
-            edits.setdefault(layer, []).append(Mass(self._keys, self._rule, self._basis, renormalise=True, rows=rows))
+            keys, basis = partial(self._groups, layer, 0), partial(self._groups, layer, 1)
+            edits.setdefault(layer, []).append(Mass(keys, self._rule, basis, renormalise=True, rows=rows))
         return edits
 
     def _see(self, layer: int, start: int) -> Any:
@@ -113,19 +119,20 @@ class GIFTSession(Session):
 
         return see
 
-    def _keys(self) -> Tensor:
-        if self.groups is None:
-            image, gaze = self.layout.image.float(), self._saliency()
-            multiplier = torch.exp(self.method.alpha * gaze)
+    def _groups(self, layer: int, which: int) -> Tensor:
+        """The layer's image, question and image * m [B, n, 3], or, `which` 1, image * (m - 1) and question [B, n, 2]."""
+        key = layer if layer in self.boostable.layers else None
+        if key not in self.groups:
+            if self.gaze is None:
+                self.gaze = self._saliency()
+                self.before.clear()
+            image, raised = self.layout.image.float(), self.boostable[layer].to(self.gaze.device)
+            multiplier = torch.exp(self.method.alpha * self.gaze * raised)
             # A row with a flat map has nothing to keep in view: its question is left alone too, whatever beta.
-            query = (self.layout.query & gaze.any(-1, keepdim=True)).float()
-            self.groups = torch.stack([image, query, image * multiplier], dim=-1)
-            self.basis = torch.stack([image * (multiplier - 1), query], dim=-1)
-            self.before.clear()
-        return self.groups
-
-    def _basis(self) -> Tensor:
-        return self.basis
+            query = (self.layout.query & self.gaze.any(-1, keepdim=True)).float()
+            masses = torch.stack([image, query, image * multiplier], dim=-1)
+            self.groups[key] = masses, torch.stack([image * (multiplier - 1), query], dim=-1)
+        return self.groups[key][which]
 
     def _saliency(self) -> Tensor:
         """Saliency s [B, n] in [0, 1], zero outside the image."""

@@ -8,10 +8,13 @@ chosen layers, before the softmax and over image keys:
 Published: alpha 0.2 and layers 2 to the last in the README (other values per model in the paper), with the logit
 refinement, the decoder `pai_guidance`. In the release, with the refinement on, the prompt's pass goes without the boost,
 which looks like an accident; here it is boosted. The boost grows with the logit and can run away: captions get longer or
-break down, so watch their length.
+break down, so watch their length. Ours: secondary sinks among the image tokens stay as they are, where the calibration
+lists them (`secondary.py`).
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from pydantic import Field
 from torch import Tensor
@@ -20,6 +23,7 @@ from ..edits import Edit, Reweight
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session, Settings
 from ..registry import register
+from ..secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2
 
@@ -27,6 +31,7 @@ FIRST_LAYER = 2
 class PAISettings(Settings):
     alpha: float = Field(0.2, ge=0, description="share of its absolute value that an image logit gains")
     layers: list[int] | None = Field(None, min_length=1, description="boosted layers; default: from 2 on")
+    skip_secondary: SkipSecondary = True
 
 
 @register("pai")
@@ -49,18 +54,21 @@ class PAI(Method):
 class PAISession(Session):
     def __init__(self, method: PAI, layout: Layout):
         self.method, self.layout = method, layout
+        self.boostable = Boostable(layout, method.facts, method.layers, method.settings.skip_secondary)
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
-        rows = None
+        edits, rows = self.boostable.probes(step), None
         if step.reading:
             positions = self.layout.ids.new_ones(self.layout.ids.shape).cumsum(-1) - 1
             rows = step.rows(positions == self.layout.last[:, None])
             if rows is None:
-                return {}
-        return {layer: [Reweight(self._boost, rows)] for layer in self.method.layers}
+                return edits
+        for layer in self.method.layers:
+            edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows))
+        return edits
 
-    def _boost(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        image = self.layout.image[:, keys].to(logits.device)[:, None, None]
+    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+        image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
         count = image.shape[-1]
         # From the weights as the methods before left them; a key that is masked out stays so.
         boosted = weights.log()

@@ -18,6 +18,7 @@ it; fewer hallucinations come with damaged text. There is no guard here: compare
 
 Ours: only LLaVA with a CLIP tower and one token per patch, in order. Towers without a class token (SigLIP) have no such
 attention, and where pictures are cut into tiles or patches merged, its patches are not the prompt's tokens: refused.
+Secondary sinks stay as they are, where the calibration lists them (`secondary.py`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ..errors import LayoutError, UnsupportedModelError
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session, Settings
 from ..registry import register
+from ..secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2
 
@@ -45,6 +47,7 @@ class PAINTSettings(Settings):
     beta: float = Field(0.3, ge=0, description="the same for summary tokens")
     ratio: float = Field(0.25, gt=0, le=1, description="share of the patches that are local tokens")
     layers: list[int] | None = Field(None, min_length=1, description="boosted layers; default: from 2 on")
+    skip_secondary: SkipSecondary = True
 
 
 @register("paint")
@@ -82,17 +85,20 @@ class PAINTSession(Session):
     def __init__(self, method: PAINT, layout: Layout):
         self.method, self.layout = method, layout
         self.share: Tensor | None = None  # what of |e| each prompt token gains [B, n]
+        self.boostable = Boostable(layout, method.facts, method.layers, method.settings.skip_secondary)
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
-        rows = None
+        edits, rows = self.boostable.probes(step), None
         if step.reading:
             positions = torch.arange(self.layout.length, device=self.layout.ids.device)
             rows = step.rows(positions == self.layout.last[:, None])
             if rows is None:
-                return {}
-        return {layer: [Reweight(self._boost, rows)] for layer in self.method.layers}
+                return edits
+        for layer in self.method.layers:
+            edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows))
+        return edits
 
-    def _boost(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
         if self.share is None:  # only now has the tower run, where the model is called outside `generate`
             first, late = self.method.watch.seen()
             settings = self.method.settings
@@ -103,12 +109,12 @@ class PAINTSession(Session):
         count = share.shape[-1]
         # From the weights as the methods before left them; a key that is masked out stays so.
         boosted = weights.log()
-        seen = weights[..., :count] > 0
+        seen = self.boostable[layer][:, keys].to(logits.device)[:, None, None] & (weights[..., :count] > 0)
         boosted[..., :count] += (share * logits[..., :count].abs()).masked_fill(~seen, 0)
         return boosted.softmax(-1)
 
     def report(self) -> dict[str, Any]:
-        """boosted: number of image tokens per row whose logits are raised."""
+        """boosted: number of image tokens per row whose logits are raised, secondary sinks among them."""
         return {} if self.share is None else {"boosted": (self.share > 0).sum(-1).tolist()}
 
 

@@ -16,6 +16,7 @@ The paper skips the last layer; the release means to and does not: `last_layer` 
 Rows: the release edits prompt rows behind the image and every decode row; `rows: text` is the paper's "all text tokens".
 Faults of the release that are not here: sinks kept from an earlier sample, 7B dimensions used for 13B, batch size 1.
 An independent rerun of the published configuration found no gain on MME (the repository's issue 9).
+Ours: secondary sinks are in V and get nothing, where the calibration lists them (`secondary.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ..errors import CalibrationError
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session, Settings
 from ..registry import register
+from ..secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2  # the release finds no sinks before it
 
@@ -46,6 +48,7 @@ class VARSettings(Settings):
     rows: Literal["after_image", "text"] = Field("after_image", description="prompt rows that are edited")
     sink_dims: list[int] | None = Field(None, min_length=1, description="sink dimensions; default: the calibration's")
     tau: float | None = Field(None, gt=0, description="sink threshold; default: the calibration's")
+    skip_secondary: SkipSecondary = True
 
 
 @register("var")
@@ -82,7 +85,9 @@ class VARSession(Session):
     def __init__(self, method: VAR, layout: Layout):
         self.method, self.layout = method, layout
         self.sinks: dict[int, Tensor] = {}  # [B, n] by layer
-        self.groups: dict[int, Tensor] = {}  # visual sinks, text sinks, visual non-sinks: [B, n, 3]
+        # Visual sinks, text sinks, visual non-sinks [B, n, 3], and secondary sinks among the last where there may be any.
+        self.groups: dict[int, Tensor] = {}
+        self.boostable = Boostable(layout, method.facts, method.layers, method.settings.skip_secondary)
         self.images = layout.image.sum(-1).float()
         self.rows = layout.after_image if method.settings.rows == "after_image" else layout.valid & ~layout.image
 
@@ -91,9 +96,9 @@ class VARSession(Session):
             # A layer whose prompt has no visual sink changes nothing and stays on the fused kernel.
             return {n: [self._mass(n, None)] for n, groups in self.groups.items() if bool(groups[..., 0].any())}
         rows = step.rows(self.rows)
-        edits: dict[int, list[Edit]] = {}
+        edits = self.boostable.probes(step)
         for layer in self.method.layers:
-            edits[layer] = [InputProbe(partial(self._find_sinks, layer, step.start))]
+            edits.setdefault(layer, []).append(InputProbe(partial(self._find_sinks, layer, step.start)))
             if rows is not None:
                 edits[layer].append(self._mass(layer, rows))
         return edits
@@ -104,7 +109,7 @@ class VARSession(Session):
         def rule(masses: Tensor) -> Tensor:
             return redistribute(masses, images.to(masses.device)[:, None, None], self.method)
 
-        return Mass(lambda: self.groups[layer], rule, rows=rows)
+        return Mass(lambda: self.groups[layer], rule, lambda: self.groups[layer][..., :3], rows=rows)
 
     def _find_sinks(self, layer: int, start: int, hidden: Tensor) -> None:
         """Note the sinks among the prompt tokens of this pass; hidden [B, q, hidden]."""
@@ -115,7 +120,11 @@ class VARSession(Session):
         sinks[:, start : start + found.shape[1]] = found
         sinks &= self.layout.valid.to(hidden.device)
         image = self.layout.image.to(hidden.device)
-        self.groups[layer] = torch.stack([sinks & image, sinks & ~image, image & ~sinks], dim=-1).float()
+        groups = [sinks & image, sinks & ~image, image & ~sinks]
+        if layer in self.boostable.layers:
+            raised = self.boostable[layer]
+            groups[2:] = [groups[2] & raised, groups[2] & ~raised]
+        self.groups[layer] = torch.stack(groups, dim=-1).float()
 
     def report(self) -> dict[str, Any]:
         """visual_sinks, text_sinks: mean number per batch row, by layer."""
@@ -127,12 +136,13 @@ class VARSession(Session):
 
 
 def redistribute(masses: Tensor, images: Tensor, method: VAR) -> Tensor:
-    """Coefficients of `Mass` from the masses [B, H, R, 3] of visual sinks, text sinks and visual non-sinks.
+    """Coefficients [B, H, R, 3] of visual sinks, text sinks and visual non-sinks, from their masses [B, H, R, 3 or 4].
 
-    images: number of image tokens, broadcastable to [B, H, R].
+    A fourth mass is that of visual non-sinks which get nothing. images: number of image tokens, broadcastable to
+    [B, H, R].
     """
-    visual_sinks, text_sinks, rest = masses.unbind(-1)
-    visual = visual_sinks + rest
+    visual_sinks, text_sinks, rest = masses[..., :3].unbind(-1)
+    visual = visual_sinks + masses[..., 2:].sum(-1)
     share = visual_sinks / (visual + 1e-6 * images)
     centric = (share <= method.max_share) & (visual >= method.settings.min_visual) & (visual_sinks > 0) & (rest > 0)
     loss = (1 - method.keep) * centric
