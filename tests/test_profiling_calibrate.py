@@ -15,14 +15,17 @@ from conftest import assert_message
 from profiling_stub import Processor, job, shown
 from sightline import Calibration, CalibrationError, ConfigError, SightlineError, cli
 from sightline.benchmarks.loading import load_model
+from sightline.benchmarks.readers import Notes
 from sightline.plugin.calibration import FOLDER, own_file
 from sightline.plugin.host import Host
 from sightline.plugin.sections import Fact, RetrievalHeads
 from sightline.profiling import calibrate as module
 from sightline.profiling import compare, maps, profiles
 from sightline.profiling.calibrate import calibrate
+from sightline.profiling.data import examples
 from sightline.profiling.job import Job, Partial
 from sightline.profiling.observe import Batch
+from sightline.profiling.replies import measure_replies
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +142,28 @@ def embedded() -> tuple[Any, Any]:
     return load_model("embedded")
 
 
-FOUND = ["sinks", "gaze", "visual-heads", "image-heads", "concept-heads", "inducing-heads"]  # of the embedded model
+FOUND = [
+    "sinks",
+    "gaze",
+    "visual-heads",
+    "replies",
+    "image-heads",
+    "concept-heads",
+    "inducing-heads",
+]  # of the embedded model
+
+
+def test_reply_lengths_are_those_of_plain_greedy_answers(embedded: tuple[Any, Any], tmp_path: Path) -> None:
+    model, processor = embedded
+    shown = examples("testbed", 3, seed=0, sees=True, notes=Notes())
+    lengths = []
+    for example in shown:
+        inputs = Batch(model, processor, [example]).inputs
+        ids = model.generate(**inputs, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        lengths.append(int((ids != processor.tokenizer.eos_token_id).sum()))
+    host = Host(model)
+    work = Job(model, processor, shown, host.facts(None), Partial(tmp_path / "f.partial", {}, resume=False), batch=2)
+    assert measure_replies(work).tokens == pytest.approx(sum(lengths) / 3, abs=0.006)
 
 
 def test_calibrate_makes_a_file_that_is_found_and_used(embedded: tuple[Any, Any], own_folder: Path) -> None:

@@ -26,6 +26,7 @@ from .sections import (
     Gaze,
     ImageHeads,
     InducingHeads,
+    Replies,
     RetrievalHeads,
     Section,
     Sink,
@@ -51,6 +52,7 @@ class Calibration(Section):
     sink: Sink | None = None
     gaze: Gaze | None = None
     visual_heads: VisualHeads | None = None
+    replies: Replies | None = None
     image_heads: ImageHeads | None = None
     ocr_heads: BoxHeads | None = None
     concept_heads: BoxHeads | None = None

@@ -174,3 +174,17 @@ def move(target: float | Tensor) -> Callable[[Tensor], Tensor]:
         return torch.where(masses > NO_MASS, odds - 1, torch.zeros_like(masses))
 
     return rule
+
+
+def own_key(logits: Tensor) -> Tensor:
+    """Column of each row's own key, the last one that it sees: [B, 1, R, 1]; a static cache has room behind it.
+
+    logits: masked, [B, H, R, K].
+    """
+    columns = torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(visible(logits), columns, -1).amax(-1, keepdim=True)
+
+
+def visible(logits: Tensor) -> Tensor:
+    """Which keys the rows see [B, 1, R, K]; logits as above."""
+    return logits[:, :1] > torch.finfo(logits.dtype).min / 2

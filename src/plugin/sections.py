@@ -104,6 +104,12 @@ class ImageHeads(Fact):
     )
 
 
+class Replies(Fact):
+    """How long the plain model's replies are; boosts that can run away are guarded by it."""
+
+    tokens: float = Field(gt=0, description="mean length in tokens, without the end token")
+
+
 class BoxHeads(Fact):
     """Heads that look at a thing while the model names it."""
 

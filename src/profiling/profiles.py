@@ -18,6 +18,7 @@ from .image_heads import measure_image_heads
 from .importance import inducing_heads
 from .job import Job, rounded
 from .needles import default_lengths
+from .replies import measure_replies
 from .sinks import measure_sinks
 from .visual_heads import measure_visual_heads
 
@@ -85,6 +86,7 @@ PROFILES = {
     "sinks": Profile("sink", measure_sinks, reads=True, pictures=False),
     "gaze": Profile("gaze", measure_gaze),
     "visual-heads": Profile("visual_heads", measure_visual_heads),
+    "replies": Profile("replies", measure_replies, pictures=False),
     "image-heads": Profile("image_heads", measure_image_heads),
     "concept-heads": Profile("concept_heads", measure_concept_heads),
     "ocr-heads": Profile("ocr_heads", measure_ocr_heads),

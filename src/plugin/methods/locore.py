@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import Edit, Reweight
+from ..edits import Edit, Reweight, own_key, visible
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session, Settings
 from ..registry import register
@@ -80,10 +80,8 @@ def recent_keys(logits: Tensor, first: int, window: int) -> Tensor:
     logits: masked, [B, H, R, K]. first: column of the first generated token; negative where a sliding cache dropped it.
     """
     columns = torch.arange(logits.shape[-1], device=logits.device)
-    # A static cache has room behind the newest key: the row's own key is the last that it sees.
-    seen = logits[:, :1] > torch.finfo(logits.dtype).min / 2
-    own = torch.where(seen, columns, -1).amax(-1, keepdim=True)
-    return (columns >= first) & (columns < own) & (own - columns <= window + 1) & seen
+    own = own_key(logits)
+    return (columns >= first) & (columns < own) & (own - columns <= window + 1) & visible(logits)
 
 
 def default_layers(layers: int) -> list[int]:

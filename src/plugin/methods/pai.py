@@ -8,8 +8,9 @@ chosen layers, before the softmax and over image keys:
 Published: alpha 0.2 and layers 2 to the last in the README (other values per model in the paper), with the logit
 refinement, the decoder `pai_guidance`. In the release, with the refinement on, the prompt's pass goes without the boost,
 which looks like an accident; here it is boosted. The boost grows with the logit and can run away: captions get longer or
-break down, so watch their length. Ours: secondary sinks among the image tokens stay as they are, where the calibration
-lists them (`secondary.py`).
+break down.
+Ours, where the calibration says what it needs: the boost ends behind a reply of twice the plain model's length
+(`guard.py`), and secondary sinks among the image tokens stay as they are (`secondary.py`).
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ..edits import Edit, Reweight
+from ..guard import Guard, GuardSettings
 from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
+from ..method import Method, ModelFacts, Session
 from ..registry import register
 from ..secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2
 
 
-class PAISettings(Settings):
+class PAISettings(GuardSettings):
     alpha: float = Field(0.2, ge=0, description="share of its absolute value that an image logit gains")
     layers: list[int] | None = Field(None, min_length=1, description="boosted layers; default: from 2 on")
     skip_secondary: SkipSecondary = True
@@ -46,6 +48,7 @@ class PAI(Method):
         super().__init__(settings, facts)
         layers = settings.layers if settings.layers is not None else range(FIRST_LAYER, facts.layers)
         self.layers = facts.check_layers(layers, "pai.layers")
+        self.guard = Guard(settings, facts)
 
     def start(self, layout: Layout) -> PAISession:
         return PAISession(self, layout)
@@ -72,6 +75,6 @@ class PAISession(Session):
         count = image.shape[-1]
         # From the weights as the methods before left them; a key that is masked out stays so.
         boosted = weights.log()
-        seen = image & (weights[..., :count] > 0)
+        seen = image & (weights[..., :count] > 0) & self.method.guard.within(logits, self.layout, keys)
         boosted[..., :count] += (self.method.settings.alpha * logits[..., :count].abs()).masked_fill(~seen, 0)
         return boosted.softmax(-1)

@@ -14,11 +14,12 @@ Published: alpha 0.7, beta 0.3 (0.4 in the paper), ratio 0.25, layers 2 to the l
 of modulation per head; there is none in the release but that |e| differs. Its third group, spatial tokens, is
 off by default and ranks row sums of a softmax, which are all 1: left out. Its refinement of the logits is `pai_guidance`.
 The boost grows with the logit. Alpha is a cliff: 0.5 changes next to nothing, 0.7 nearly doubles the caption, 0.8 breaks
-it; fewer hallucinations come with damaged text. There is no guard here: compare lengths and recall with the plain model.
+it; fewer hallucinations come with damaged text: compare lengths and recall with the plain model.
 
 Ours: only LLaVA with a CLIP tower and one token per patch, in order. Towers without a class token (SigLIP) have no such
 attention, and where pictures are cut into tiles or patches merged, its patches are not the prompt's tokens: refused.
-Secondary sinks stay as they are, where the calibration lists them (`secondary.py`).
+Where the calibration says what it needs, the boost ends behind a reply of twice the plain model's length (`guard.py`),
+and secondary sinks stay as they are (`secondary.py`).
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ from torch import Tensor, nn
 
 from ..edits import Edit, Reweight
 from ..errors import LayoutError, UnsupportedModelError
+from ..guard import Guard, GuardSettings
 from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
+from ..method import Method, ModelFacts, Session
 from ..registry import register
 from ..secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2
 
 
-class PAINTSettings(Settings):
+class PAINTSettings(GuardSettings):
     alpha: float = Field(0.7, ge=0, description="share of its absolute value that a local token's logit gains")
     beta: float = Field(0.3, ge=0, description="the same for summary tokens")
     ratio: float = Field(0.25, gt=0, le=1, description="share of the patches that are local tokens")
@@ -70,6 +72,7 @@ class PAINT(Method):
             )
         layers = settings.layers if settings.layers is not None else range(FIRST_LAYER, facts.layers)
         self.layers = facts.check_layers(layers, "paint.layers")
+        self.guard = Guard(settings, facts)
         self.watch = ClassAttention(facts.tower)
 
     def start(self, layout: Layout) -> PAINTSession:
@@ -110,6 +113,7 @@ class PAINTSession(Session):
         # From the weights as the methods before left them; a key that is masked out stays so.
         boosted = weights.log()
         seen = self.boostable[layer][:, keys].to(logits.device)[:, None, None] & (weights[..., :count] > 0)
+        seen = seen & self.method.guard.within(logits, self.layout, keys)
         boosted[..., :count] += (share * logits[..., :count].abs()).masked_fill(~seen, 0)
         return boosted.softmax(-1)
 
