@@ -77,7 +77,7 @@ def generate(model: Any, inputs: tiny.Inputs, *, seed: int = 7, **how: Any) -> A
     """`model.generate` with a seed and everything that it can return."""
     torch.manual_seed(seed)
     wanted = {"output_logits": True, "output_scores": True, "return_dict_in_generate": True}
-    out = model.generate(**inputs, **{"max_new_tokens": NEW, "do_sample": False, **wanted, **how})
+    out = tiny.speaker(model, inputs).generate(**inputs, **{"max_new_tokens": NEW, "do_sample": False, **wanted, **how})
     logits, scores = torch.stack(out.logits, dim=1), torch.stack(out.scores, dim=1)
     return Answer(out.sequences[:, inputs["input_ids"].shape[1] :], logits, scores)
 
@@ -101,7 +101,7 @@ def prompts(case: tiny.TinyCase, kind: str) -> tiny.Inputs:
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
     """The blocks of the text decoder."""
-    return list(model.get_decoder().layers)
+    return list(tiny.decoder(model).layers)
 
 
 @functools.cache

@@ -78,7 +78,7 @@ class Naive:
         self.model.set_attn_implementation(
             {"text_config": "naive"} if hasattr(model.config, "text_config") else "naive"
         )
-        self.layers = list(self.model.get_decoder().layers)
+        self.layers = list(tiny.decoder(self.model).layers)
         text = self.model.config.get_text_config()
         self.heads: int = text.num_attention_heads
         self.image_token: int | None = getattr(self.model.config, "image_token_id", None)
@@ -111,9 +111,9 @@ class Naive:
                 outputs[i] = self.split(args[0])[0]
 
             handles += [layer.register_forward_pre_hook(enter, with_kwargs=True)]
-            handles += [layer.self_attn.o_proj.register_forward_pre_hook(leave)]
+            handles += [out_proj(layer).register_forward_pre_hook(leave)]
         try:
-            logits = self.model(**inputs, use_cache=False).logits[0]
+            logits = tiny.speaker(self.model, inputs)(**inputs, use_cache=False).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
@@ -127,7 +127,9 @@ class Naive:
     def readout(self, states: Tensor, norm: bool) -> Tensor:
         """Logits of hidden states [.., hidden], with or without the final norm before the output matrix."""
         with torch.no_grad():
-            return self.model.get_output_embeddings()(self.model.get_decoder().norm(states) if norm else states)
+            decoder = tiny.decoder(self.model)
+            last = decoder.norm if hasattr(decoder, "norm") else decoder.final_layer_norm
+            return self.model.get_output_embeddings()(last(states) if norm else states)
 
 
 @functools.cache
@@ -164,6 +166,11 @@ def keep(prompt: Inputs, mask: Tensor, pictures: bool = True) -> Inputs:
 # --- changes ---------------------------------------------------------------------------------------------------------
 
 
+def out_proj(layer: Any) -> Any:
+    """The linear map behind the heads, by its name in Llama and in OPT."""
+    return getattr(layer.self_attn, "o_proj", None) or layer.self_attn.out_proj
+
+
 def _by_layer(heads: Iterable[Head]) -> dict[int, list[int]]:
     grouped: dict[int, list[int]] = {}
     for layer, head in heads:
@@ -196,7 +203,7 @@ def outputs(change: Callable[[int, Tensor], Tensor]) -> Change:
             return (change(layer, naive.split(args[0])[0].clone()).flatten(-2)[None],)
 
         return [
-            layer.self_attn.o_proj.register_forward_pre_hook(functools.partial(hook, layer=i))
+            out_proj(layer).register_forward_pre_hook(functools.partial(hook, layer=i))
             for i, layer in enumerate(naive.layers)
         ]
 
@@ -523,6 +530,7 @@ RETRIEVAL = _top(SECTIONS["retrieval_heads"]["scores"], 6)
 INDUCING = _top(SECTIONS["inducing_heads"]["scores"], 6)
 LISTED: list[Head] = [(1, 0), (1, 5), (2, 2), (2, 3), (3, 0), (3, 6)]  # the first layer is shared
 INSTRUCTION = [41, 17, 200, 99]
+HEARD = [60, 61]  # the same in the ids of a Q-Former that reads the question
 
 
 def context(ids: Tensor) -> Tensor:
@@ -545,8 +553,12 @@ def _without_context(prompt: Inputs) -> Inputs:
 
 
 def _instructed(prompt: Inputs, place: str) -> Inputs:
-    n = prompt["input_ids"].shape[1]
-    return insert(prompt, 1 if place == "start" else n - 3, INSTRUCTION)
+    """The instruction in the prompt, and behind the first token of what a Q-Former reads with each picture."""
+    n, prompt = prompt["input_ids"].shape[1], dict(prompt)
+    for key, new in (("qformer_input_ids", HEARD), ("qformer_attention_mask", [1] * len(HEARD))):
+        if key in prompt:
+            prompt[key] = torch.tensor([[row[0], *new, *row[1:]] for row in prompt[key].tolist()])
+    return prompt if place == "qformer" else insert(prompt, 1 if place == "start" else n - 3, INSTRUCTION)
 
 
 def _noised(prompt: Inputs, step: int, seed: int) -> Inputs:
@@ -602,7 +614,7 @@ SETUPS: dict[str, Setup] = {
     ),
     "icd": Setup(
         "icd",
-        {"instruction_ids": INSTRUCTION},
+        {"instruction_ids": INSTRUCTION, "qformer_ids": HEARD},
         OtherPrompt(other=lambda prompt: _instructed(prompt, "question")),
         alone=True,
         options={"query": question},
@@ -681,3 +693,11 @@ VARIANTS: dict[str, Setup] = {
         alone=True,
     ),
 }
+
+#: ICD as its authors run InstructBLIP; no other family has such a Q-Former.
+MISLED = Setup(
+    "icd",
+    {"qformer_ids": HEARD, "place": "qformer"},
+    OtherPrompt(other=lambda prompt: _instructed(prompt, "qformer")),
+    alone=True,
+)

@@ -409,7 +409,7 @@ def test_an_empty_plan_takes_every_way_to_generate(name: str) -> None:
 REASONS = {
     "gpt_oss": "sinks",
     "t5": "encoder-decoder",
-    "instructblip": "Q-Former",
+    "instructblip": "'t5', which is an encoder-decoder",
     "mllama": "cross-attention",
     "lfm2": "lfm2",
     "qwen3_next": "qwen3_next",

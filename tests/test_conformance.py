@@ -322,7 +322,7 @@ def _positions(model: Any, act: Callable[[], Any]) -> list[torch.Tensor]:
     def see(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(kwargs["position_ids"].clone())
 
-    hook = model.get_decoder().register_forward_pre_hook(see, with_kwargs=True)
+    hook = tiny.decoder(model).register_forward_pre_hook(see, with_kwargs=True)
     act()
     hook.remove()
     return seen

@@ -24,13 +24,14 @@ from sightline.decoders import vcd
 
 NEW = 8
 TEXT = ["llama", "qwen2", "gemma3_text", "mistral_sliding"]
-VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3"]
-NO_AVISC = {"qwen3_vl"}  # adds image features between its layers, refused
+VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3", "instructblip", "blip_2"]
+SHORTER = ["icd", "cad", "pai_guidance"]  # their branch's prompt has another length
+REFUSED = [("qwen3_vl", "avisc"), *(("blip_2", name) for name in SHORTER)]  # see `test_decoders_bad_input.py`
 CASES = [
     (family, name)
     for family in TEXT + VISION
     for name, setup in SETUPS.items()
-    if (family in VISION or not setup.image) and not (name == "avisc" and family in NO_AVISC)
+    if (family in VISION or not setup.image) and (family, name) not in REFUSED
 ]
 BOTH: dict[str, Setup] = {**SETUPS, **VARIANTS}
 VARIED = [("llava_gqa", name) for name in VARIANTS] + [
@@ -145,8 +146,19 @@ def test_early_layers_of_a_model_with_tied_embeddings() -> None:
         assert_rows("llama", naive.DoLa(layers=[2]), prompts(case_of("llama"), "padded"))
 
 
+def test_an_instruction_for_the_qformer_alone() -> None:
+    """As ICD's authors run InstructBLIP; beams share a picture, and each gets its features."""
+    inputs = prompts(case_of("instructblip"), "images")
+    with attach("instructblip", naive.MISLED):
+        assert_rows("instructblip", naive.MISLED.reference, inputs)
+        tokens = case_of("instructblip").model.generate(**inputs, num_beams=3, max_new_tokens=4)[:, -4:].tolist()
+    for i, row in enumerate(tokens):
+        alone = case_of("instructblip").row(inputs, i)
+        assert row == naive.beams(reference("instructblip"), naive.MISLED.reference, alone, 4, 3)
+
+
 @pytest.mark.parametrize("name", SETUPS)
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3", "instructblip"])
 def test_several_images_per_row(family: str, name: str) -> None:
     """Rows with two, one and three pictures; where the batch is a table, the missing ones stay missing."""
     inputs = prompts(case_of(family), "images")

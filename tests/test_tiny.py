@@ -31,7 +31,8 @@ def _rows_agree(case: tiny.TinyCase, inputs: tiny.Inputs) -> None:
     how = {"max_new_tokens": NEW, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     together = case.model.generate(**inputs, **how)
     for i in range(len(inputs["input_ids"])):
-        alone = case.model.generate(**case.row(inputs, i), **how)
+        row = case.row(inputs, i)
+        alone = tiny.speaker(case.model, row).generate(**row, **how)
         for ours, reference in zip(together.logits, alone.logits, strict=True):
             torch.testing.assert_close(ours[i], reference[0], atol=1e-4, rtol=1e-4)
         assert together.sequences[i, -NEW:].tolist() == alone.sequences[0, -NEW:].tolist()
@@ -148,9 +149,10 @@ def test_refused_models_build_and_run(name: str) -> None:
     if name == "t5":
         logits = model(input_ids=ids, decoder_input_ids=ids).logits
     elif name == "instructblip":
-        ids = torch.cat([torch.full((1, 4), tiny.IMAGE), ids], 1)
+        prompt = torch.cat([torch.full((1, 4), tiny.IMAGE), ids], 1)
         picture = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        logits = model(pixel_values=picture, qformer_input_ids=ids[:, 4:], input_ids=ids).logits
+        more = {"qformer_input_ids": ids, "input_ids": prompt, "decoder_input_ids": ids}
+        logits = model(pixel_values=picture, **more).logits
     else:
         logits = model(input_ids=ids).logits
     assert torch.isfinite(logits).all()

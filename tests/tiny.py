@@ -192,7 +192,7 @@ def _pick(tensors: Inputs, first: int, last: int) -> Inputs:
         return out
     if "batch_num_images" in tensors:
         out["batch_num_images"] = torch.tensor([last - first])
-    for key in ("pixel_values", "image_sizes"):
+    for key in ("pixel_values", "image_sizes", "qformer_input_ids", "qformer_attention_mask"):
         if key in tensors:
             out[key] = tensors[key][first:last]
     return out
@@ -225,8 +225,22 @@ def _finish(model: tf.PreTrainedModel, seed: int = 0, attention: str = "sdpa") -
     _randomise(model, seed)
     model.float().eval().requires_grad_(False)
     model.set_attn_implementation(attention)
-    model.generation_config = tf.GenerationConfig(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, use_cache=True)
+    for one in {model, getattr(model, "language_model", model)}:  # a Q-Former's language model generates by itself
+        one.generation_config = tf.GenerationConfig(
+            pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, use_cache=True
+        )
     return model
+
+
+def speaker(model: Any, inputs: Inputs) -> Any:
+    """What answers a prompt: the model, or where that takes no prompt without pictures, the language model inside."""
+    return model.language_model if hasattr(model, "query_tokens") and "pixel_values" not in inputs else model
+
+
+def decoder(model: Any) -> Any:
+    """The text decoder, whose `layers` are its blocks."""
+    inner = model.get_decoder()
+    return inner if hasattr(inner, "layers") else inner.get_decoder()
 
 
 def _text(**more: Any) -> dict[str, Any]:
@@ -290,6 +304,24 @@ def _grids(patch: int, **more: Any) -> Pictures:
         return (tensors["image_grid_thw"].prod(1) // 4).tolist()
 
     return Pictures(draw, counts, before=(IMAGE_START,), after=(IMAGE_END,), **more)
+
+
+def _asked(side: int, tokens: int) -> Pictures:
+    """Images of one size for a Q-Former that reads a question with each of them, padded on the right."""
+
+    def draw(n: int, rng: torch.Generator) -> Inputs:
+        mask = torch.tensor([[1] * (6 - i % 3) + [0] * (i % 3) for i in range(n)], dtype=torch.long).view(n, 6)
+        ids = torch.randint(*TEXT, (n, 6), generator=rng) * mask
+        return {
+            "pixel_values": torch.randn(n, 3, side, side, generator=rng),
+            "qformer_input_ids": ids,
+            "qformer_attention_mask": mask,
+        }
+
+    def counts(tensors: Inputs) -> list[int]:
+        return [tokens] * tensors["pixel_values"].shape[0]
+
+    return Pictures(draw, counts, leads=True)
 
 
 PINPOINTS = [[8, 16], [16, 8], [16, 16]]
@@ -506,6 +538,40 @@ def _gemma3() -> TinyCase:
     )
 
 
+QUERIES = 5
+
+
+def _qformer(**more: Any) -> dict[str, Any]:
+    """What both Q-Formers share."""
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {"vocab_size": VOCAB, **size, "encoder_hidden_size": 32, **more}
+
+
+def _instructblip() -> TinyCase:
+    config = tf.InstructBlipConfig(
+        vision_config=_tower(),
+        qformer_config=_qformer(),
+        text_config=tf.LlamaConfig(**_text()),
+        num_query_tokens=QUERIES,
+        image_token_index=IMAGE,
+    )
+    model = _finish(tf.InstructBlipForConditionalGeneration(config))
+    return TinyCase("instructblip", model, _asked(16, QUERIES))
+
+
+def _blip_2() -> TinyCase:
+    text = tf.OPTConfig(**_text(ffn_dim=96, word_embed_proj_dim=HIDDEN))
+    config = tf.Blip2Config(
+        vision_config=_tower(),
+        qformer_config=_qformer(),
+        text_config=text,
+        num_query_tokens=QUERIES,
+        image_token_index=IMAGE,
+    )
+    model = _finish(tf.Blip2ForConditionalGeneration(config))
+    return TinyCase("blip_2", model, _square(16, QUERIES, leads=True))
+
+
 def _causal(name: str, config: Any) -> TinyCase:
     return TinyCase(name, _finish(tf.AutoModelForCausalLM.from_config(config)))
 
@@ -523,6 +589,8 @@ FAMILIES: dict[str, Callable[[], TinyCase]] = {
     "smolvlm": _smolvlm,
     "paligemma": _paligemma,
     "gemma3": _gemma3,
+    "instructblip": _instructblip,
+    "blip_2": _blip_2,
     "llama": lambda: _causal("llama", tf.LlamaConfig(**_text(num_key_value_heads=HEADS, tie_word_embeddings=True))),
     "qwen2": lambda: _causal("qwen2", tf.Qwen2Config(**_text())),
     "qwen3": lambda: _causal("qwen3", tf.Qwen3Config(**_text(num_key_value_heads=4, head_dim=16))),
@@ -555,12 +623,12 @@ def _t5() -> tf.PreTrainedModel:
     return _finish(tf.T5ForConditionalGeneration(config))
 
 
-def _instructblip() -> tf.PreTrainedModel:
-    qformer = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+def _instructblip_t5() -> tf.PreTrainedModel:
+    more: dict[str, Any] = {"pad_token_id": PAD, "decoder_start_token_id": PAD}
     config = tf.InstructBlipConfig(
         vision_config=_tower(num_hidden_layers=1),
-        qformer_config={**qformer, "intermediate_size": 32, "encoder_hidden_size": 32},
-        text_config=tf.LlamaConfig(**_small()),
+        qformer_config=_qformer(),
+        text_config=tf.T5Config(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, **more),
         num_query_tokens=4,
         image_token_index=IMAGE,
     )
@@ -614,7 +682,7 @@ def _gemma2() -> tf.PreTrainedModel:
 REFUSED: dict[str, Callable[[], tf.PreTrainedModel]] = {
     "gpt_oss": _gpt_oss,  # learned attention sinks
     "t5": _t5,  # encoder-decoder
-    "instructblip": _instructblip,  # the image reaches the decoder through a Q-Former
+    "instructblip": _instructblip_t5,  # an encoder-decoder as language model
     "mllama": _mllama,  # the image is attended by cross-attention layers
     "lfm2": _lfm2,  # convolution layers between the attention layers
     "qwen3_next": _qwen3_next,  # linear attention layers

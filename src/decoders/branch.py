@@ -226,7 +226,7 @@ class Twin:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             start = self.valid.shape[1] - prompt[0].shape[2]
             call = Call(
-                query=theirs if plan is None else edit_queries(plan, theirs),
+                query=theirs if plan is None else edit_queries(plan, theirs, getattr(module, "scaling", scale) / scale),
                 pieces=(prompt, grown),
                 mask=self._visible(prompt[0], grown[0], theirs.shape[2], window),
                 scale=scale,
@@ -375,17 +375,20 @@ def _attend(
 
 
 class Positions:
-    """Where a prompt ends in the eyes of the rotary embedding, whatever its family makes of position ids.
+    """Where a prompt ends in the eyes of the position embedding, whatever its family makes of position ids.
 
-    Rotary attention sees only distances, so a prompt may be moved as a whole.
+    Rotary attention sees only distances, so a prompt may be moved as a whole. Learned positions (OPT) may not.
     """
 
     def __init__(self, decoder: nn.Module):
-        named = decoder.named_modules()
-        self._rotary = [module for name, module in named if name.rpartition(".")[2].startswith("rotary_emb")]
-        if not self._rotary:
+        named = [(name.rpartition(".")[2], module) for name, module in decoder.named_modules()]
+        self._embeddings = [module for name, module in named if name.startswith("rotary_emb")]
+        self._movable = bool(self._embeddings)
+        self._embeddings += [module for name, module in named if name == "embed_positions"]
+        self._name = type(decoder).__name__
+        if not self._embeddings:
             raise UnsupportedModelError(
-                f"{type(decoder).__name__} has no rotary positions, which are needed to place tokens behind a prompt of"
+                f"{self._name} has no position embedding that is known, which is needed to place tokens behind a prompt of"
                 " another length: use a decoder that shares the prompt, such as decore or dola"
             )
         self._last: Tensor | None = None  # [.., B or 1, 1]
@@ -396,7 +399,7 @@ class Positions:
 
     def ended_alike(self) -> AbstractContextManager[None]:
         """Move the passes inside so that they end where the noted prompt does."""
-        return self._hooked(lambda positions: positions - positions[..., -1:] + self._noted(positions))
+        return self._hooked(self._end_alike)
 
     def continued(self) -> AbstractContextManager[None]:
         """Move the passes inside so that they begin where the noted prompt ends."""
@@ -405,6 +408,15 @@ class Positions:
     def _note(self, positions: Tensor) -> Tensor:
         self._last = positions[..., -1:]
         return positions
+
+    def _end_alike(self, positions: Tensor) -> Tensor:
+        shift = self._noted(positions) - positions[..., -1:]
+        if not self._movable and bool(shift.any()):
+            raise UnsupportedModelError(
+                f"{self._name} has learned positions, so a prompt of another length cannot be contrasted with this one: use"
+                " a decoder that keeps the prompt's length, such as decore, dola, vcd or avisc"
+            )
+        return positions + shift
 
     def _noted(self, positions: Tensor) -> Tensor:
         assert self._last is not None
@@ -418,7 +430,7 @@ class Positions:
             return (args[0], change(args[1]), *args[2:]), kwargs
 
         with ExitStack() as hooks:
-            for module in self._rotary:
+            for module in self._embeddings:
                 # In front, so that one who notes the positions of a moved pass sees them moved.
                 hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
             yield

@@ -5,14 +5,17 @@ Source: arXiv 2403.18715 (Findings of ACL 2024) and its release. The copy is tol
     score = (1 + a) z - a z'   where p >= beta * max p, else -inf
 
 Raw logits; a = 1, beta = 0.1, sampling. The release tries five roles per model and keeps the results of each; in LLaVA
-the role replaces the system prompt, in InstructBLIP it goes to the Q-Former. Ours: the instruction is put in front of the
-user's question, which every chat template allows, or (`place: start`) behind the first token of the prompt.
+the role replaces the system prompt, in InstructBLIP it goes to the Q-Former alone (`place: qformer`). Ours: the
+instruction is put in front of the user's question, which every chat template allows, or (`place: start`) behind the first
+token of the prompt; a Q-Former that reads the question gets it, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -34,7 +37,12 @@ class ICDSettings(Settings):
     instruction_ids: list[int] | None = Field(
         None, min_length=1, description="the same as token ids, needs no processor"
     )
-    place: Literal["question", "start"] = Field("question", description="in front of the question, or at the start")
+    place: Literal["question", "start", "qformer"] = Field(
+        "question", description="in front of the question, at the start, or in the Q-Former's copy of the question alone"
+    )
+    qformer_ids: list[int] | None = Field(
+        None, min_length=1, description="the instruction as the Q-Former's token ids, needs no processor"
+    )
 
 
 @register_decoder("icd")
@@ -48,6 +56,10 @@ class ICD(Decoder):
 
     def __init__(self, settings: ICDSettings, facts: ModelFacts):
         super().__init__(settings, facts)
+        self.heard = self._heard(settings, facts)
+        self.tokens: list[int] = []
+        if settings.place == "qformer":
+            return
         if settings.instruction_ids is not None:
             self.tokens = list(settings.instruction_ids)
             unknown = [token for token in self.tokens if not 0 <= token < facts.vocabulary]
@@ -62,6 +74,24 @@ class ICD(Decoder):
         else:
             self.tokens = facts.tokenizer(settings.instruction + "\n", add_special_tokens=False)["input_ids"]
 
+    def _heard(self, settings: ICDSettings, facts: ModelFacts) -> list[int]:
+        """What a Q-Former that reads the question hears of the instruction; empty without one."""
+        if "qformer_input_ids" not in facts.pictures:
+            if settings.place == "qformer":
+                raise ConfigError(
+                    f"icd: 'place: qformer' misleads a Q-Former that reads the question, which '{facts.name}' does not have:"
+                    " use 'question' or 'start'"
+                )
+            return []
+        if settings.qformer_ids is not None:
+            return settings.qformer_ids
+        if facts.qformer_tokenizer is None:
+            raise ConfigError(
+                f"icd misleads the Q-Former of '{facts.name}', which reads the question too: pass processor=... to attach, or"
+                " 'qformer_ids'"
+            )
+        return list(facts.qformer_tokenizer(settings.instruction, add_special_tokens=False)["input_ids"])
+
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return ICDContrast(self, layout)
 
@@ -72,18 +102,35 @@ class ICDContrast(Contrast):
         self.branch = Branch(self._prompt)
 
     def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        layout = self.layout
+        layout, decoder = self.layout, self.decoder
+        if decoder.heard and bool(layout.image.any()):
+            kwargs = {**kwargs, **misled(kwargs, decoder.heard)}
+        if decoder.settings.place == "qformer":
+            return prompts.same(kwargs, layout)
         places = (layout.valid.int().argmax(-1) + 1).tolist()
-        if self.decoder.settings.place == "question":
+        if decoder.settings.place == "question":
             for row, query in enumerate(layout.query):
                 if not bool(query.any()):
                     raise LayoutError(
                         f"icd: row {row} of the prompt has no question to stand before: use 'place: start'"
                     )
                 places[row] = int(query.int().argmax())
-        return prompts.inserted(kwargs, layout, places, self.decoder.tokens)
+        return prompts.inserted(kwargs, layout, places, decoder.tokens)
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None
         settings = self.decoder.settings
         return rules.plausible(rules.contrast(base, weak, settings.alpha), base, settings.beta)
+
+
+def misled(kwargs: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Tensor]:
+    """What the Q-Former reads [pictures, m], with `tokens` behind the first token of each row."""
+    ids, mask = kwargs.get("qformer_input_ids"), kwargs.get("qformer_attention_mask")
+    if ids is None:
+        raise LayoutError("icd misleads the Q-Former, but the pictures came encoded: pass pixel_values instead")
+    mask = torch.ones_like(ids) if mask is None else mask
+    changed = []
+    for values, new in ((ids, ids.new_tensor(tokens)), (mask, mask.new_ones(len(tokens)))):
+        pairs = zip(values, (mask.argmax(-1) + 1).tolist(), strict=True)
+        changed.append(torch.stack([torch.cat([row[:place], new, row[place:]]) for row, place in pairs]))
+    return {"qformer_input_ids": changed[0], "qformer_attention_mask": changed[1]}

@@ -54,7 +54,8 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
     mask = torch.ones_like(ids) if mask is None else mask
     _check(ids, mask, continuations, model.config.get_text_config().vocab_size)
     host = model.__dict__.get(HOST)
-    decoder = find_family(model).decoder(model)
+    family = find_family(model)
+    decoder, generator = family.decoder(model), family.generator(model)
     cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
     positions = Positions(decoder)
     with nullcontext() if host is None else host.plugs[-1].scoring():
@@ -78,7 +79,7 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
                         "past_key_values": cache,
                         "use_cache": True,
                     }
-                    logits = model(input_ids=answer[:, :-1], **given, return_dict=True).logits
+                    logits = generator(input_ids=answer[:, :-1], **given, return_dict=True).logits
                 chances = torch.cat([first, logits.float().log_softmax(-1)], dim=1)
             gained = chances.gather(-1, answer[..., None].to(chances.device))[..., 0]
             likeliest = chances.argmax(-1) == answer.to(chances.device)

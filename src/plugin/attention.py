@@ -187,12 +187,12 @@ def edited_attention(
     **kwargs: Any,
 ) -> Tensor:
     """sdpa with the edits of `plan`: head outputs [B, q, H, d]."""
-    query = edit_queries(plan, query)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query = edit_queries(plan, query, getattr(module, "scaling", scale) / scale)
     count, total = query.shape[2], key.shape[2]
     # A sliding cache has dropped its oldest keys; a static one has room after the newest.
     offset = max(0, stage.start + count - total)
     keys = slice(offset, max(offset, min(stage.prompt, offset + total)))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = count > 1 and getattr(module, "is_causal", True)
     call = Call(query, ((key, value),), attention_mask, scale, causal, keys)
 
@@ -225,11 +225,14 @@ def explicit_attention(plan: LayerPlan, call: Call) -> Tensor:
     return edit_outputs(plan, call.outputs(_edited(call, plan.weights, 0, count)[0]))
 
 
-def edit_queries(plan: LayerPlan, query: Tensor) -> Tensor:
-    """The queries [B, H, q, d], shifted, and zero in dispersed heads."""
+def edit_queries(plan: LayerPlan, query: Tensor, scaled: float) -> Tensor:
+    """The queries [B, H, q, d], shifted, and zero in dispersed heads. `scaled`: by what the model has multiplied them
+
+    already, so that no more than the rest of its scale is left to do (OPT).
+    """
     for edit in plan.queries:
         if isinstance(edit, Shift):
-            query = query + edit.offset.to(query)[:, None]
+            query = query + scaled * edit.offset.to(query)[:, None]
         else:
             query = query.masked_fill(edit.heads.to(query.device)[:, :, None, None], 0)
     return query

@@ -58,6 +58,7 @@ class Host:
         self.model = model
         self.stage = Stage()
         self.plugs: list[Attachment] = []
+        self.told: dict[str, Any] = {}  # what a model with another generator inside was called with
         self.decoder = self.family.decoder(model)
         self.layers = self.family.layers(model)
         self.text_config = model.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -88,7 +89,7 @@ class Host:
     def _readout(self, hidden: Tensor, norm: bool) -> Tensor:
         """Logits of hidden states [.., hidden]; `norm`: after the decoder's final norm."""
         head = self.model.get_output_embeddings()  # type: ignore[operator]
-        logits = head(self.decoder.norm(hidden) if norm else hidden)  # type: ignore[operator]
+        logits = head(self.family.norm(self.model)(hidden) if norm else hidden)
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -120,9 +121,14 @@ class Host:
                 self.override(module, "config", originals[id(config)])
         for layer in self.layers:
             self.override(self.family.attention(layer), SLOT, self.stage)
-        self.override(self.model, "forward", self._wrapped_forward(self.model.forward))
-        if hasattr(self.model, "generate"):
-            self.override(self.model, "generate", self._wrapped_generate(self.model.generate))  # type: ignore[arg-type]
+        generator: Any = self.family.generator(self.model)
+        if generator is not self.model:
+            for name in ("forward", "generate"):
+                if hasattr(self.model, name):
+                    self.override(self.model, name, self._telling(getattr(self.model, name)))
+        self.override(generator, "forward", self._wrapped_forward(generator.forward))
+        if hasattr(generator, "generate"):
+            self.override(generator, "generate", self._wrapped_generate(generator))
 
     def override(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an instance attribute until the last attachment leaves; what was there is brought back."""
@@ -134,29 +140,67 @@ class Host:
         attributes[name] = value
 
     def _wrapped_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
+        named = _named(original)
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if args:
-                bound = signature.bind_partial(*args)
-                kwargs = {**bound.arguments, **kwargs}
+            kwargs, run = named(args, kwargs), original
+            embeds = kwargs.get("inputs_embeds")
+            if embeds is not None and kwargs.get("input_ids") is None and self.told.get("input_ids") is not None:
+                kwargs = {**kwargs, **self._told_for(embeds)}
+                run = self._handing(original, kwargs)
             with _image_count_named():
-                return self.plugs[-1].forward(original, kwargs)
+                return self.plugs[-1].forward(run, kwargs)
 
         return forward
 
-    def _wrapped_generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped_generate(self, generator: Any) -> Callable[..., Any]:
+        original = generator.generate
+
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
+            ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+            if self.told:
+                self.told["input_ids"] = ids
             if self.plugs[-1].active:
-                _check_generate(args, kwargs, getattr(self.model, "generation_config", None))
+                _check_generate(ids, kwargs, getattr(generator, "generation_config", None))
                 # Compiling would bake one prompt's plan into the graph.
                 kwargs.setdefault("disable_compile", True)
-            with _image_count_named(), self.plugs[-1].generating(_prompt_ids(args, kwargs), kwargs):
+            with _image_count_named(), self.plugs[-1].generating(ids, kwargs):
                 return original(*args, **kwargs)
 
         return generate
+
+    def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A call of a model that hands its prompt to a generator inside, noted for that one's passes."""
+        named = _named(original)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before, self.told = self.told, named(args, kwargs)
+            try:
+                with _image_count_named():
+                    return original(*args, **kwargs)
+            finally:
+                self.told = before
+
+        return call
+
+    def _told_for(self, embeds: Tensor) -> dict[str, Any]:
+        """The ids, pictures and labels of the prompt that was handed over as embeddings [B, n, hidden]."""
+        ids = self.told["input_ids"]
+        ids = ids.repeat_interleave(len(embeds) // len(ids), dim=0)[:, -embeds.shape[1] :]
+        names = (*self.family.vision_inputs, ENCODED, "labels")
+        return {**{name: self.told[name] for name in names if name in self.told}, "input_ids": ids}
+
+    def _handing(self, original: Callable[..., Any], told: dict[str, Any]) -> Callable[..., Any]:
+        """The generator's forward for a prompt that the model told: it takes what a pass of the model would."""
+
+        @functools.wraps(original)
+        def forward(**given: Any) -> Any:
+            return original(**self.family.handed(self.model, given, told))
+
+        return forward
 
     @contextmanager
     def staged(self, plan: Plan, start: int, prompt: int) -> Iterator[None]:
@@ -189,14 +233,18 @@ def _check_loading(model: nn.Module) -> None:
         )
 
 
-def _prompt_ids(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The prompt among the arguments of `generate`."""
-    return args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+def _named(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
+    """Turns the arguments of a call of `function` into named ones."""
+    signature = inspect.signature(function)
+
+    def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
+
+    return named
 
 
-def _check_generate(args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any) -> None:
+def _check_generate(given: Any, kwargs: Mapping[str, Any], default: Any) -> None:
     """Refuse the modes of `generate` that read the prompt in a way the layout cannot follow."""
-    given = _prompt_ids(args, kwargs)
     if isinstance(given, Tensor) and given.shape[0] == 0:
         raise LayoutError("the prompt batch is empty: pass at least one row")
     generation = kwargs.get("generation_config") or default

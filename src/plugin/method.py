@@ -38,6 +38,7 @@ class ModelFacts:
     query_words: Any = None  # content-word finder: (ids [B, n], query mask [B, n]) -> narrower mask
     vocabulary: int = 0
     tokenizer: Any = None
+    qformer_tokenizer: Any = None  # of a Q-Former that reads the question (InstructBLIP)
     context: Any = None  # function from ids [B, n] to a mask of the prompt's context
     emphasis: Any = None  # function from ids [B, n] to a mask of emphasised tokens, or texts that stand in the prompt
     head_size: int | None = None

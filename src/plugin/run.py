@@ -264,6 +264,9 @@ def _split(kwargs: Mapping[str, Any], length: int, family: Family) -> tuple[dict
         value = kwargs.get(name)
         if isinstance(value, Tensor):
             first[name], last[name] = value[..., : length - 1], value[..., length - 1 :]
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is not None:
+        first["inputs_embeds"], last["inputs_embeds"] = embeds[:, : length - 1], embeds[:, length - 1 :]
     if "token_type_ids" in last:
         last["token_type_ids"] = None  # they mark pictures in the prompt's mask; a token behind a cache has none
     return first, last

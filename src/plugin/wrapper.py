@@ -127,6 +127,7 @@ def attach(
         found,
         query_words=narrow,
         tokenizer=tokenizer,
+        qformer_tokenizer=getattr(processor, "qformer_tokenizer", None),
         context=context,
         emphasis=emphasis,
         head_size=size,

@@ -27,7 +27,7 @@ def measure_visual_heads(job: Job) -> VisualHeads:
     """The section of the calibration file."""
     seen = job.total("heads", _look)
     return VisualHeads(
-        layers=default_layers(job.facts.layers),
+        layers=default_layers(job.facts),
         scores=rounded(seen["divergence"] / seen["prompts"]),
         chosen=rounded(seen["chosen"] / seen["prompts"]),
     )
@@ -43,7 +43,7 @@ def _look(batch: Batch) -> Sums:
 
 
 def _vhr(facts: ModelFacts) -> dict[str, Method]:
-    return {"vhr": VHR(VHRSettings.model_validate({"layers": default_layers(facts.layers)}), facts)}
+    return {"vhr": VHR(VHRSettings.model_validate({"layers": default_layers(facts)}), facts)}
 
 
 class _Divergence(Session):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,24 @@ class Family:
     def attention(self, layer: nn.Module) -> nn.Module:
         """The self-attention module of a block; it has `layer_idx`."""
         return layer.self_attn  # type: ignore[return-value]
+
+    def norm(self, model: nn.Module) -> nn.Module:
+        """The decoder's final norm."""
+        return self.decoder(model).norm  # type: ignore[return-value]
+
+    def generator(self, model: nn.Module) -> nn.Module:
+        """The module whose `forward` is a pass of `generate`, and whose `generate` makes the answer.
+
+        Where it is not the model itself, the model hands it embeddings, and `handed` says how.
+        """
+        return model
+
+    def handed(self, model: nn.Module, given: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+        """The generator's arguments for reading a prompt, from what a pass of the whole model would take: `given`.
+
+        told: the same for the prompt as the model handed it over, its `inputs_embeds` included.
+        """
+        return given
 
     def image_ids(self, config: Any) -> frozenset[int]:
         found = (getattr(config, field, None) for field in self.image_token_fields)
@@ -88,17 +107,18 @@ def find_family(model: nn.Module) -> Family:
     name = getattr(config, "model_type", type(model).__name__)
     if name in _REFUSED:
         raise UnsupportedModelError(f"model type '{name}' is not supported: {_REFUSED[name]}")
-    if getattr(config, "is_encoder_decoder", False):
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        whole = "is" if text.model_type == name else f"speaks through '{text.model_type}', which is"
         raise UnsupportedModelError(
-            f"model type '{name}' is an encoder-decoder: image and answer meet in its cross-attention, which has no plug"
-            " point; use a decoder-only model"
+            f"model type '{name}' {whole} an encoder-decoder: image and answer meet in its cross-attention, which has no"
+            " plug point; use a decoder-only model"
         )
     if name not in _FAMILIES:
         raise UnsupportedModelError(
             f"model type '{name}' has no family adapter; known: {', '.join(sorted(_FAMILIES))}."
             " Add one in sightline/plugin/families (see CONTRIBUTING.md)"
         )
-    text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
         raise UnsupportedModelError(

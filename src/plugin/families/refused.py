@@ -6,10 +6,8 @@ from .base import refuse
 
 refuse("gpt_oss", reason="its heads have learned attention sinks, which sdpa does not compute")
 refuse(
-    "instructblip",
     "instructblipvideo",
-    "blip-2",
-    reason="its image goes through a Q-Former; what the methods mean there is not settled, use a LLaVA-style model",
+    reason="its frames are put through the Q-Former one by one, for which it has no adapter; use instructblip",
 )
 refuse(
     "mllama",

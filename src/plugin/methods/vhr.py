@@ -7,7 +7,7 @@ prompt position with and without the image (Eq. 4). A head whose VHD and whose t
 of the layer surged because the image was missing and is set to zero (Eq. 6). Heads strictly above the layer's median
 are multiplied by alpha before `o_proj`, in every row of the prompt and in every decode step (Eq. 7).
 
-Published: alpha 2; layers 1 and 18-31 of LLaVA-1.5-7B and LLaVA-NeXT-7B. The paper prints the Euclidean distance; two
+Published: alpha 2; layers 1 and 18-31 of LLaVA-1.5-7B and LLaVA-NeXT-7B, 14-31 of InstructBLIP-7B. The paper prints the Euclidean distance; two
 ports of the release, whose source was not available, square it and filter only where the (unbiased) std of VHD exceeds
 1. They agree on the median rule and differ in the filter. The ports' form is the default, because the published numbers
 come from the released code as far as anyone can see; `distance: euclidean, filter_min_std: 0` is the paper's.
@@ -39,7 +39,7 @@ class VHRSettings(Settings):
     layers: list[int] | None = Field(
         None,
         min_length=1,
-        description="reinforced layers; default: the calibration's, else 1 and the last 14 of 32 in proportion",
+        description="reinforced layers; default: the calibration's, else 1 and the last 14 of 32 in proportion (InstructBLIP: the last 18)",
     )
     outlier_filter: bool = Field(True, description="drop heads that surge when the image is missing (Eq. 6)")
     filter_min_std: float = Field(1.0, ge=0, description="filter only layers whose VHD std exceeds this; 0: the paper")
@@ -62,7 +62,7 @@ class VHR(Method):
         layers = settings.layers
         if layers is None and facts.calibration is not None and facts.calibration.visual_heads is not None:
             layers = facts.calibration.visual_heads.layers
-        self.layers = facts.check_layers(default_layers(facts.layers) if layers is None else layers, "vhr.layers")
+        self.layers = facts.check_layers(default_layers(facts) if layers is None else layers, "vhr.layers")
         self.heads: Tensor | None = None  # the same for every prompt [layers, heads]
         if settings.static:
             self.heads = static_heads(facts.need("visual_heads", "vhr"), self.layers)
@@ -121,8 +121,14 @@ class VHRSession(Session):
         return {"head_map": shares.tolist()}
 
 
-def default_layers(layers: int) -> list[int]:
-    """The second layer and the last 14 of 32 in proportion: a port's rule for models that the paper did not measure."""
+def default_layers(facts: ModelFacts) -> list[int]:
+    """The second layer and the last 14 of 32 in proportion: a port's rule for models that the paper did not measure.
+
+    InstructBLIP: the last 18 of 32 in proportion.
+    """
+    layers = facts.layers
+    if facts.architecture == "instructblip":
+        return list(range(layers - round(layers * 18 / 32), layers))
     return sorted({min(1, layers - 1), *range(layers - round(layers * 14 / 32), layers)})
 
 
