@@ -114,7 +114,7 @@ class Decoder:
         self.theta: float = text.rope_parameters["rope_theta"]
         self.image_token: int = model.config.image_token_id
         self._weights = {
-            name.removeprefix("model.language_model."): value.detach().double().numpy()
+            name.rpartition("language_model.")[2].removeprefix("model."): value.detach().double().numpy()
             for name, value in model.state_dict().items()
             if "vision_tower" not in name and "projector" not in name
         }
@@ -134,7 +134,7 @@ class Decoder:
         def catch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             caught.append(kwargs["inputs_embeds"])
 
-        handle = self._embedder.model.language_model.register_forward_pre_hook(catch, with_kwargs=True)
+        handle = self._embedder.get_decoder().register_forward_pre_hook(catch, with_kwargs=True)
         with torch.no_grad():
             self._embedder(**{k: v.double() if v.is_floating_point() else v for k, v in inputs.items()})
         handle.remove()
@@ -201,8 +201,13 @@ class Decoder:
 # --- VHR, arXiv 2412.13949 -------------------------------------------------------------------------------------------
 
 
-def vhr_layers(layers: int) -> list[int]:
-    """The second layer and the last 14 of 32, in proportion (section 4.4 names {1, 18..31} for 32 layers)."""
+def vhr_layers(layers: int, model: str = "llava") -> list[int]:
+    """The second layer and the last 14 of 32, in proportion (section 4.4 names {1, 18..31} for 32 layers); InstructBLIP
+
+    the last 18.
+    """
+    if model == "instructblip":
+        return list(range(layers - round(18 * layers / 32), layers))
     return sorted({1, *range(layers - round(14 * layers / 32), layers)})
 
 

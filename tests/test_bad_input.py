@@ -226,7 +226,7 @@ def test_image_tokens_without_pictures(family: str) -> None:
     with refused(case, LayoutError, "image tokens", "picture", "processor"), attach(case):
         generate(case.model, inputs)
     with refused(case, LayoutError, "image tokens", "picture", "processor"), attach(case):
-        case.model(**inputs)
+        tiny.speaker(case.model, inputs)(**inputs)
 
 
 def _one_fewer(inputs: tiny.Inputs) -> tiny.Inputs:
@@ -238,7 +238,7 @@ def _one_fewer(inputs: tiny.Inputs) -> tiny.Inputs:
 
 
 @pytest.mark.parametrize("methods", [ALL_THREE, []], ids=["three methods", "empty"])
-@pytest.mark.parametrize("family", VISION)
+@pytest.mark.parametrize("family", [family for family in VISION if "blip" not in family])  # these take too few
 def test_a_count_of_image_tokens_that_does_not_match(family: str, methods: list[Any]) -> None:
     case = shared(family)
     inputs = _one_fewer(prompts(case, "one"))

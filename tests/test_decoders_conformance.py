@@ -21,7 +21,8 @@ from conftest import NEW, Answer, Snapshot, assert_message, calibration, entry, 
 from naive import SETUPS
 from sightline import LayoutError
 
-FAMILIES = ["gemma3_text", "qwen2_vl"]  # a sliding window; positions in three parts. The other tests take llava_gqa
+FAMILIES = ["gemma3_text", "qwen2_vl", "instructblip"]  # a sliding window; positions in three parts; a prompt handed on
+# The other tests take llava_gqa.
 CASES = [
     (family, name)
     for family in FAMILIES

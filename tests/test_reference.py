@@ -60,7 +60,7 @@ class Case:
         text = self.model.config.text_config
         return {
             "model": "tiny",
-            "architecture": "llava",
+            "architecture": self.model.config.model_type,
             "layers": text.num_hidden_layers,
             "heads": text.num_attention_heads,
             "sink": {"dims": self.dims, "tau": self.tau},
@@ -254,7 +254,7 @@ VHR_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def _vhr(case: Case, **settings: Any) -> Callable[[], ref.VHR]:
-    return lambda: ref.VHR(**{"layers": ref.vhr_layers(case.decoder.layers), **settings})
+    return lambda: ref.VHR(**{"layers": ref.vhr_layers(case.decoder.layers, case.name), **settings})
 
 
 @pytest.mark.parametrize("name", VHR_CASES)

@@ -38,7 +38,8 @@ class ICDSettings(Settings):
         None, min_length=1, description="the same as token ids, needs no processor"
     )
     place: Literal["question", "start", "qformer"] = Field(
-        "question", description="in front of the question, at the start, or in the Q-Former's copy of the question alone"
+        "question",
+        description="in front of the question, at the start, or in the Q-Former's copy of the question alone",
     )
     qformer_ids: list[int] | None = Field(
         None, min_length=1, description="the instruction as the Q-Former's token ids, needs no processor"

@@ -271,13 +271,14 @@ def _image_count_named() -> Iterator[None]:
     """Say what a wrong number of image tokens means.
 
     The model itself counts image features against placeholders, in words that differ by family: a ValueError that
-    names both, or, where Qwen lays out its positions, a bare shape mismatch.
+    names both, or a bare mismatch of shapes where Qwen lays out its positions and where a Q-Former's tokens do not suffice.
     """
     try:
         yield
     except (ValueError, RuntimeError) as error:
         text = str(error)
-        if ("features" in text and "tokens" in text) or "shape mismatch: value tensor" in text:
+        bare = ("shape mismatch: value tensor", "elements of source < number of ones in mask")
+        if ("features" in text and "tokens" in text) or any(words in text for words in bare):
             raise LayoutError(
                 f"the picture and its placeholder tokens do not match ({text.splitlines()[0]}): build the prompt with this"
                 " model's processor and pass its whole output"
