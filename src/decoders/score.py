@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from ..plugin.errors import LayoutError
 from ..plugin.families import find_family
 from ..plugin.host import HOST, Host
-from .branch import Positions
+from .positions import Positions
 
 
 @dataclass(frozen=True)

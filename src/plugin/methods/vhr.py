@@ -7,10 +7,11 @@ prompt position with and without the image (Eq. 4). A head whose VHD and whose t
 of the layer surged because the image was missing and is set to zero (Eq. 6). Heads strictly above the layer's median
 are multiplied by alpha before `o_proj`, in every row of the prompt and in every decode step (Eq. 7).
 
-Published: alpha 2; layers 1 and 18-31 of LLaVA-1.5-7B and LLaVA-NeXT-7B, 14-31 of InstructBLIP-7B. The paper prints the Euclidean distance; two
-ports of the release, whose source was not available, square it and filter only where the (unbiased) std of VHD exceeds
-1. They agree on the median rule and differ in the filter. The ports' form is the default, because the published numbers
-come from the released code as far as anyone can see; `distance: euclidean, filter_min_std: 0` is the paper's.
+Published: alpha 2; layers 1 and 18-31 of LLaVA-1.5-7B and LLaVA-NeXT-7B, 14-31 of InstructBLIP-7B. The paper prints the
+Euclidean distance; two ports of the release, whose source was not available, square it and filter only where the
+(unbiased) std of VHD exceeds 1. They agree on the median rule and differ in the filter. The ports' form is the default,
+because the published numbers come from the released code as far as anyone can see; `distance: euclidean, filter_min_std:
+0` is the paper's.
 
 Ours: the text-only pass runs plain (the paper leaves this open); a batch row without image keeps all its heads;
 `static` takes, in place of one prompt's VHD, how often the calibration's prompts chose each head, and needs no
@@ -39,7 +40,8 @@ class VHRSettings(Settings):
     layers: list[int] | None = Field(
         None,
         min_length=1,
-        description="reinforced layers; default: the calibration's, else 1 and the last 14 of 32 in proportion (InstructBLIP: the last 18)",
+        description="reinforced layers; default: the calibration's, else 1 and the last 14 of 32 in proportion, of"
+        " InstructBLIP the last 18",
     )
     outlier_filter: bool = Field(True, description="drop heads that surge when the image is missing (Eq. 6)")
     filter_min_std: float = Field(1.0, ge=0, description="filter only layers whose VHD std exceeds this; 0: the paper")
