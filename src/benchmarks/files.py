@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 from ..plugin.errors import ConfigError, SightlineError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step (temporary file, then rename): a reader never sees half of it.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file to write, which takes the place of `path` in one step at the end of the block, if it ends well.
 
     Raises:
         SightlineError: the folder cannot be made or written.
@@ -25,16 +27,25 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            yield Path(name)
             os.chmod(name, 0o644)  # mkstemp makes private files; a result is for everybody
             os.replace(name, path)
-        except BaseException:
+        finally:
             Path(name).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise SightlineError(f"cannot write {path}: {error.strerror}; choose another place") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader never sees half of it.
+
+    Raises:
+        SightlineError: the folder cannot be made or written.
+    """
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:

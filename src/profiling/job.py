@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..benchmarks.files import replacing
 from ..plugin.errors import SightlineError
 from ..plugin.method import ModelFacts
 from ..plugin.sections import Fact
@@ -182,27 +181,6 @@ class Job:
 def rounded(scores: Tensor) -> list[list[float]]:
     """[layers, heads] for a file."""
     return [[float(f"{value:.5g}") for value in row] for row in scores.tolist()]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new file to write, which takes the place of `path` in one step at the end of the block, if it ends well.
-
-    Raises:
-        SightlineError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            yield Path(name)
-            os.chmod(name, 0o644)  # mkstemp makes private files; a result is for everybody
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise SightlineError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
 def out_of_memory(error: BaseException) -> bool:

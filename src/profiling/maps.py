@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..benchmarks.files import replacing
 from ..plugin.calibration import Calibration
 from ..plugin.errors import SightlineError
 from ..plugin.sections import Fact, HeadScores
-from .job import replacing
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
