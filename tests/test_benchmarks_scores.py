@@ -13,7 +13,7 @@ from sightline.benchmarks.chair import Mention, Vocabulary, chair, plurals
 from sightline.benchmarks.mmhal import ratings
 from sightline.benchmarks.pope import SPLITS, Mean, Question, build, parse, pope, rows, statistics
 from sightline.benchmarks.readers import DataError
-from sightline.benchmarks.stats import Blend, Ratio, difference, interval, mcnemar
+from sightline.benchmarks.stats import Blend, Ratio, difference, interval, mcnemar, spearman
 from sightline.benchmarks.yesno import says
 
 NAMES = ["dog", "hot dog", "cat", "knife", "person", "dining table", "bus", "mouse", "pizza", "bear", "glasses", "cup"]
@@ -574,3 +574,15 @@ def test_mcnemar_of_many_answers() -> None:
     assert mcnemar([True] * 4600 + [False] * 4400, [False] * 4600 + [True] * 4400).p == pytest.approx(normal, rel=0.01)
     with pytest.raises(ValueError):
         mcnemar([True], [])
+
+
+def test_spearman_shares_ranks_between_ties() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.integers(0, 6, (2, 5, 8)).astype(float)
+    ranks = [
+        np.array([(values < x).sum() + ((values == x).sum() + 1) / 2 for x in values.ravel()]) - 20.5
+        for values in (first, second)
+    ]
+    wanted = (ranks[0] @ ranks[1]) / math.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1]))
+    assert spearman(first, second) == pytest.approx(wanted)
+    assert spearman(first, 2 * first) == pytest.approx(1)

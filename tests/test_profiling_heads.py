@@ -7,7 +7,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -734,16 +734,3 @@ def test_shipped_heads_are_those_of_the_shipped_result() -> None:
     rows = [row for run in result["runs"] for row in run["rows"]]
     assert sum(row["recall"] > 0.5 for row in rows) == sum(run["passed"] for run in result["runs"])
     assert sum(value >= 0.1 for row in result["scores"] for value in row) == round(270 * result["share"])
-
-
-def test_spearman_shares_ranks_between_ties() -> None:
-    from sightline.profiling.study import spearman
-
-    rank: Callable[[list[float]], list[float]] = lambda v: [  # noqa: E731
-        sum(x < y for x in v) + (sum(x == y for x in v) + 1) / 2 for y in v
-    ]
-    rng = random.Random(0)
-    first, second = ([float(rng.randrange(6)) for _ in range(40)] for _ in range(2))
-    a, b = (torch.tensor(rank(v)) - 20.5 for v in (first, second))
-    assert spearman(first, second) == pytest.approx(float((a * b).sum() / (a.norm() * b.norm())), abs=1e-6)
-    assert spearman(first, [2 * v for v in first]) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over images, and McNemar's test.
+"""Bootstrap intervals over images, McNemar's test, rank correlation.
 
 Almost every score of this package (CHAIR, POPE, word counts) is a sum over images divided by another sum over images,
 so one small type carries them all, and its bootstrap is two matrix products. Images are the unit of resampling:
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -138,6 +138,17 @@ def mcnemar(right: Sequence[bool], plain: Sequence[bool]) -> McNemar:
         tail += term
         term = term * (discordant - k) // (k + 1)
     return McNemar(gained, lost, min(1.0, 2 * tail / 2**discordant))
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """Rank correlation of two tables of the same shape; ties share their mean rank."""
+
+    def ranks(values: ArrayLike) -> Floats:
+        _, inverse, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
+        ends = counts.cumsum()
+        return (ends - (counts - 1) / 2)[inverse]
+
+    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
 def _percentiles(samples: Floats, level: float) -> Interval:

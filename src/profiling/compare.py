@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..benchmarks.stats import spearman
 from ..plugin.calibration import Calibration
 from ..plugin.errors import CalibrationError
 from ..plugin.sections import HeadScores
 from .maps import TABLES, head_tables
-from .study import spearman
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

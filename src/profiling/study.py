@@ -16,14 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from ..benchmarks.files import check_writable, versions, write_json, write_text
 from ..benchmarks.loading import cpu_threads, load_model, quiet
-from ..benchmarks.stats import Ratio, difference, interval
+from ..benchmarks.stats import Ratio, difference, interval, spearman
 from ..decoders.heads import best_heads, random_heads
 from ..plugin.calibration import Calibration
 from . import retrieval
@@ -161,17 +159,6 @@ def masking(model: Any, tokenizer: Any, scores: list[list[float]], steps: _Steps
                 }
             )
     return rows
-
-
-def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Rank correlation; ties share their mean rank."""
-
-    def ranks(values: ArrayLike) -> Any:
-        _, inverse, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
-        ends = counts.cumsum()
-        return (ends - (counts - 1) / 2)[inverse]
-
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
 def _agreement(first: Tensor, second: Tensor) -> dict[str, float]:
