@@ -22,8 +22,10 @@ import transformers as tf
 from sightline.benchmarks import conflicts, loading
 from sightline.plugin.calibration import Calibration
 from sightline.plugin.errors import CalibrationError
+from sightline.plugin.host import Host
 from sightline.profiling import conflict, facts, importance, needles, retrieval, study_report, texts
 from sightline.profiling.direct import Direct, Reader
+from sightline.profiling.job import Job, Partial
 from sightline.profiling.needles import NEEDLES, Needle
 
 TEMPLATE = (
@@ -98,6 +100,10 @@ class _Reads:
 
     def get_text_config(self) -> Any:
         return self
+
+
+def _job(model: Any, tokenizer: Any = None, **options: Any) -> Job:
+    return Job(model, tokenizer, (), Host(model).facts(None), Partial(None, {}, resume=False), **options)
 
 
 # --- needles -----------------------------------------------------------------------------------------------------------
@@ -368,18 +374,68 @@ COPYING: dict[str, Any] = {"lengths": [60, 100], "depths": 4, "haystack": "dry h
 
 def test_the_head_that_copies_is_found() -> None:
     model, tokenizer, needle = _copying_model()
-    calls: list[tuple[str, int]] = []
-    section, info = retrieval.measure(
-        model, tokenizer, needles=[needle], advance=lambda *call: calls.append(call), **COPYING
-    )
-    assert info["runs"] == info["passed"] == 8
-    assert calls == [("needles", 8)] * 8
+    calls: list[tuple[str, int, int]] = []
+    work = _job(model, tokenizer, batch=3, advance=lambda *call: calls.append(call))
+    work.profile = "retrieval-heads"
+    section = retrieval.measure(work, needles=[needle], **COPYING)
+    assert work.samples == 8
+    assert calls == [("retrieval-heads", done, 8) for done in (0, 3, 6, 8)]
     assert section.scores[COPY[0]][COPY[1]] == pytest.approx(1.0)
     rest = [v for layer, row in enumerate(section.scores) for head, v in enumerate(row) if (layer, head) != COPY]
     assert max(rest) < 0.5
+    steps: list[tuple[str, int]] = []
+    done = retrieval.runs(model, tokenizer, needles=[needle], advance=lambda *step: steps.append(step), **COPYING)
+    assert steps == [("needles", 8)] * 8
+    torch.testing.assert_close(torch.tensor(section.scores), retrieval.average(done), atol=1e-5, rtol=1e-4)
+    info = retrieval.record(done, 0)
+    assert info["runs"] == info["passed"] == 8
     assert all(row["answer"].startswith(" ".join(CHAIN)) for row in info["rows"])
     assert info["lengths"] == [60, 100]
     json.dumps(info)
+
+
+def test_runs_that_did_not_pass_do_not_count() -> None:
+    """Two needles of which one is never found: scores are the mean over the other's runs."""
+    model, tokenizer, needle = _copying_model()
+    both = [needle, Needle("The key is dry hay dry hay dry hay straw.", "Which?", "dry hay dry hay dry hay")]
+    how: dict[str, Any] = {"needles": both, "lengths": [60], "depths": 2, "haystack": "straw. " * 100}
+    done = retrieval.runs(model, tokenizer, **how)
+    assert {run.passed for run in done} == {True, False}
+    section = retrieval.measure(_job(model, tokenizer, batch=3), **how)
+    torch.testing.assert_close(torch.tensor(section.scores), retrieval.average(done), atol=1e-5, rtol=1e-4)
+    assert section.scores[COPY[0]][COPY[1]] == pytest.approx(1.0)
+
+
+def test_needle_runs_are_continued_and_survive_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a pass fails half-way through the layers, which leaves a cache of uneven layers."""
+    model, tokenizer, needle = _copying_model()
+    whole = retrieval.measure(_job(model, tokenizer), needles=[needle], **COPYING)
+    layer, passes = model.model.layers[1], [0]
+    fails = {9: torch.OutOfMemoryError("out of memory"), 300: KeyboardInterrupt}
+    plain, said = layer.forward, []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        passes[0] += 1
+        if passes[0] in fails:
+            raise fails[passes[0]]
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", forward)
+
+    def begin(resume: bool) -> Job:
+        kept = Partial(tmp_path / "x.partial", {}, resume=resume)
+        return Job(model, tokenizer, (), Host(model).facts(None), kept, batch=2, say=said.append)
+
+    work = begin(resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        retrieval.measure(work, needles=[needle], **COPYING)
+    assert "continuing with 1" in said[0]
+    work.partial.save()
+    before = passes[0]
+    again = begin(resume=True)
+    assert retrieval.measure(again, needles=[needle], **COPYING) == whole
+    assert 0 < work.partial.done["/runs"] < 8
+    assert passes[0] - before < before
 
 
 @pytest.mark.parametrize("mode", ["output", "query"])
@@ -445,7 +501,9 @@ def _silence(attention: Any, part: slice, mode: str) -> Any:
 
 def test_no_run_passes_is_an_error_that_quotes_the_model() -> None:
     with pytest.raises(CalibrationError, match=r"none of 2 needle runs passed.*the model answered 'w"):
-        retrieval.measure(_few_words_model(), _numbered(12), needles=[_unsaid()], lengths=[60], depths=2, haystack=HAY)
+        retrieval.measure(
+            _job(_few_words_model(), _numbered(12)), needles=[_unsaid()], lengths=[60], depths=2, haystack=HAY
+        )
 
 
 def _unsaid() -> Needle:
@@ -559,10 +617,19 @@ def _finite_importance(model: Any) -> torch.Tensor:
     return total
 
 
+def _importance(model: Any, batch: int) -> torch.Tensor:
+    examples = [importance.Choice(prompt, answer, []) for prompt, answer in SEQUENCES]
+    work = _job(model, batch=batch)
+    with Direct(model) as direct:
+        return importance.importance(
+            work.add("x", lambda some: importance.effects(direct, some, "right"), examples), "right"
+        )
+
+
 def test_importance_equals_finite_differences() -> None:
     model = tiny.fresh("qwen2").model.double()
     wanted = _finite_importance(model)
-    found = importance.importance(model, SEQUENCES, batch=2)
+    found = _importance(model, batch=2)
     assert torch.allclose(found.double(), wanted, rtol=2e-3, atol=1e-5)
     assert float(wanted.max()) > 5 * float(wanted.min())
 
@@ -571,7 +638,7 @@ def test_importance_equals_finite_differences() -> None:
 @pytest.mark.parametrize("trainable", [False, True])
 def test_importance_does_not_depend_on_the_batch_and_leaves_no_gradient(family: str, trainable: bool) -> None:
     model = tiny.fresh(family).model.requires_grad_(trainable)
-    alone, together = (importance.importance(model, SEQUENCES, batch=size) for size in (1, 3))
+    alone, together = (_importance(model, batch=size) for size in (1, 3))
     assert torch.allclose(alone, together, rtol=1e-3, atol=1e-6)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -580,21 +647,27 @@ def test_inducing_scores_follow_the_formula() -> None:
     model = tiny.fresh("llama").model
     pairs = [((11, 40, 77), (90, 31), (25,)), ((15, 60), (200,), (33, 120)), ((9, 8, 7, 6), (44,), (45,))]
     examples = [importance.Choice(*map(list, pair)) for pair in pairs]
-    calls: list[tuple[str, int]] = []
-    section = importance.inducing_heads(model, examples, scale=7, batch=2, advance=lambda *call: calls.append(call))
-    right, wrong = (
-        importance.importance(model, [(list(pair[0]), list(pair[which])) for pair in pairs]).numpy() for which in (1, 2)
-    )
+    calls: list[tuple[str, int, int]] = []
+    work = _job(model, batch=2, advance=lambda *call: calls.append(call))
+    section = importance.inducing_heads(work, examples, scale=7)
+    with Direct(model) as direct:
+        right, wrong = (
+            importance.importance(importance.effects(direct, examples, kind), kind).double().numpy()
+            for kind in importance.KINDS
+        )
     ac, ad = ((m - m.min()) / (m.max() - m.min()) for m in (right, wrong))
-    assert torch.allclose(torch.tensor(section.scores), torch.tensor(ac + 7 * (ac - ad)), atol=2e-5)
-    assert calls == [("inducing heads", 4)] * 4
+    assert torch.allclose(
+        torch.tensor(section.scores, dtype=torch.float64), torch.tensor(ac + 7 * (ac - ad)), atol=2e-5, rtol=1e-4
+    )
+    assert calls == [("", done, 3) for done in (0, 2, 3)]
+    assert work.samples == 3
 
 
 def test_inducing_heads_need_examples() -> None:
     model = tiny.get("llama").model
     for examples in ([], [importance.Choice([], [1], [2])], [importance.Choice([1], [], [2])]):
         with pytest.raises(CalibrationError, match="need examples"):
-            importance.inducing_heads(model, examples)
+            importance.inducing_heads(_job(model), examples)
 
 
 # --- JuICE ------------------------------------------------------------------------------------------------------------
@@ -611,9 +684,11 @@ def _conflicts(seed: int, count: int) -> list[conflict.Conflict]:
 
 @pytest.mark.parametrize("rows", [5, 4096])
 def test_conflict_effects_equal_one_head_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conflict, "TOKENS", rows * 10)
+    monkeypatch.setattr(conflict, "TOKENS", rows * 10 // 3)
     model, examples, factors = tiny.fresh("qwen2").model, _conflicts(0, 2), (3.0, -1.0, -5.0)
-    found = conflict.effects_by_kind(model, examples, factors)
+    work = _job(model, batch=3)
+    found = conflict.effects(work, examples, factors)
+    assert work.samples == 2
     wanted = torch.zeros_like(found)
     for kind, name in enumerate(("clean", "substitution", "coherent")):
         for example in examples:
@@ -633,10 +708,10 @@ def test_conflict_effects_equal_one_head_at_a_time(rows: int, monkeypatch: pytes
 def test_conflict_effects_leave_the_model_as_it_was(family: str) -> None:
     model, examples = tiny.fresh(family).model, _conflicts(1, 1)
     before = {name: set(module.__dict__) for name, module in model.named_modules()}
-    effects = conflict.effects_by_kind(model, examples, (1.0,))
+    effects = conflict.effects(_job(model), examples, (1.0,))
     assert before == {name: set(module.__dict__) for name, module in model.named_modules()}
     assert bool((effects[:, -1].abs().sum(0) > 0).all())
-    assert torch.allclose(effects, conflict.effects_by_kind(model, examples, (-3.0, 1.0))[..., 1:], atol=1e-6)
+    assert torch.allclose(effects, conflict.effects(_job(model), examples, (-3.0, 1.0))[..., 1:], atol=1e-6)
 
 
 def test_conflict_heads_help_under_every_prompt() -> None:
@@ -654,8 +729,8 @@ def test_conflict_heads_help_under_every_prompt() -> None:
 
 def test_conflict_heads_split_factors_by_their_sign() -> None:
     model, examples = tiny.fresh("llama").model, _conflicts(2, 2)
-    section = conflict.conflict_heads(model, examples, n=3, enlarge=(1, 2), suppress=(-1, -4))
-    effects = conflict.effects_by_kind(model, examples, (1, 2, -1, -4))
+    section = conflict.conflict_heads(_job(model), examples, n=3, enlarge=(1, 2), suppress=(-1, -4))
+    effects = conflict.effects(_job(model), examples, (1, 2, -1, -4))
     assert section.enhance == conflict.choose((effects[..., 0] + effects[..., 1]) / 2, 3)
     assert section.suppress == conflict.choose((effects[..., 2] + effects[..., 3]) / 2, 3)
 
@@ -671,7 +746,7 @@ def test_conflict_heads_split_factors_by_their_sign() -> None:
 )
 def test_conflict_heads_refuse(examples: Any, how: dict[str, Any], says: str) -> None:
     with pytest.raises(CalibrationError, match=says):
-        conflict.conflict_heads(tiny.get("llama").model, examples, **how)
+        conflict.conflict_heads(_job(tiny.get("llama").model), examples, **how)
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------

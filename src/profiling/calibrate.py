@@ -98,7 +98,10 @@ def calibrate(
     for line in notes.lines():
         say(line)
     request = {"model": model_name(model), "dtype": str(model.dtype), "data": str(data), "seed": seed}
-    request |= {"examples": hashlib.sha256("\n".join(one.id for one in shown).encode()).hexdigest()}
+    request |= {
+        "samples": len(shown),
+        "examples": hashlib.sha256("\n".join(one.id for one in shown).encode()).hexdigest(),
+    }
     kept = Partial(path.with_name(f"{path.name}.partial"), request, resume=resume)
     hooks: dict[str, Any] = {"say": say, "advance": advance}
     job = Job(

@@ -11,10 +11,10 @@ layer ride in one batch, which starts at that layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from ..plugin.calibration import ConflictHeads
 from ..plugin.edits import Gain, Input, InputProbe
 from ..plugin.errors import CalibrationError
 from .direct import Direct, Edits
+from .job import Job, Sums
 
 KINDS = ("clean", "substitution", "coherent")
-TOKENS = 4096  # tokens of one batch of heads
+TOKENS = 512  # in a batch of heads, for each example that the job takes at once
 
 
 @dataclass(frozen=True)
@@ -49,30 +50,26 @@ class Conflict:
 
 
 def conflict_heads(
-    model: Any,
+    job: Job,
     examples: Sequence[Conflict],
     *,
     n: int = 10,
     enlarge: Sequence[float] = (1, 3, 5, 10, 30),
     suppress: Sequence[float] = (-1, -2, -5),
-    advance: Callable[[str, int], None] | None = None,
 ) -> ConflictHeads:
     """The section of the calibration file: at most `n` heads of each kind, best first.
 
     Args:
         enlarge, suppress: the factors a, above and below zero.
-        advance: called with a name and the number of prompts, after each.
 
     Raises:
         CalibrationError: no examples, an empty prompt or target, or factors of the wrong sign.
     """
     if not all(a > 0 for a in enlarge) or not all(a < 0 for a in suppress) or not enlarge or not suppress:
         raise CalibrationError("JuICE's factors are above 0 to enlarge and below 0 to suppress, at least one of each")
-    effects = effects_by_kind(model, examples, (*enlarge, *suppress), advance=advance)
-    split = len(enlarge)
-    return ConflictHeads(
-        enhance=choose(effects[..., :split].mean(-1), n), suppress=choose(effects[..., split:].mean(-1), n), source=None
-    )
+    mean, split = effects(job, examples, (*enlarge, *suppress)), len(enlarge)
+    enhance, suppressed = choose(mean[..., :split].mean(-1), n), choose(mean[..., split:].mean(-1), n)
+    return ConflictHeads(enhance=enhance, suppress=suppressed, source=None)
 
 
 def choose(effects: Tensor, n: int) -> list[tuple[int, int]]:
@@ -82,47 +79,57 @@ def choose(effects: Tensor, n: int) -> list[tuple[int, int]]:
     return [(layer, head) for layer, head in sorted(kept, key=lambda at: -float(total[at[0], at[1]]))[:n]]
 
 
-def effects_by_kind(
-    model: Any,
-    examples: Sequence[Conflict],
-    factors: Sequence[float],
-    *,
-    advance: Callable[[str, int], None] | None = None,
-) -> Tensor:
+@torch.no_grad()
+def effects(job: Job, examples: Sequence[Conflict], factors: Sequence[float]) -> Tensor:
     """Mean change of P(target) [kinds, layers, heads, factors] over the examples."""
-    if not examples:
+    prompts: list[Asked] = [getattr(example, kind) for example in examples for kind in KINDS]
+    if not prompts:
         raise CalibrationError("conflict heads need at least one example")
-    with Direct(model) as direct, torch.no_grad():
-        facts = direct.facts
-        total = torch.zeros(len(KINDS), facts.layers, facts.heads, len(factors))
-        for example in examples:
-            for kind, name in enumerate(KINDS):
-                total[kind] += _effects(direct, getattr(example, name), factors)
-                if advance is not None:
-                    advance("conflict heads", len(examples) * len(KINDS))
-    return total / len(examples)
-
-
-def _effects(direct: Direct, asked: Asked, factors: Sequence[float]) -> Tensor:
-    """Change of P(target) for one prompt [layers, heads, factors]."""
-    if not asked.prompt or not asked.target:
+    if not all(asked.prompt and asked.target for asked in prompts):
         raise CalibrationError("a conflict example has an empty prompt or target")
-    facts, device = direct.facts, direct.model.device
-    strengths = torch.tensor([float(a) for a in factors])
-    entering: dict[int, Tensor] = {}  # the hidden state of the plain pass, by the layer that it enters
-    watch: Edits = {layer: [InputProbe(partial(entering.__setitem__, layer))] for layer in range(facts.layers)}
-    plain = _probability(direct, asked, watch, 1)
-    changed = []
-    single = torch.cartesian_prod(torch.arange(facts.heads), torch.arange(len(factors)))
-    for layer in range(facts.layers):
-        for chunk in single.split(max(1, TOKENS // (len(asked.prompt) + len(asked.target)))):
-            gains = torch.ones(len(chunk), facts.heads)
+    with Direct(job.model) as direct:
+        facts = direct.facts
+        read: dict[int, _Read] = {}
+
+        def look(some: Sequence[tuple[int, int]]) -> Sums:
+            found = torch.zeros(len(KINDS), facts.layers, facts.heads, len(factors))
+            for number, layer in some:
+                if number not in read:
+                    read.clear()  # layers come prompt by prompt
+                    read[number] = _Read(direct, prompts[number])
+                found[number % len(KINDS), layer] += read[number].effects(layer, factors, TOKENS * job.pace.size)
+            return {"effects": found}
+
+        seen = job.add("effects", look, list(itertools.product(range(len(prompts)), range(facts.layers))))
+    job.samples = len(examples)
+    return seen["effects"] / len(examples)
+
+
+class _Read:
+    """A prompt as the plain model reads it: P(target), and the hidden states that enter each layer."""
+
+    def __init__(self, direct: Direct, asked: Asked):
+        self.direct, self.asked = direct, asked
+        self.entering: dict[int, Tensor] = {}
+        watch: Edits = {
+            layer: [InputProbe(partial(self.entering.__setitem__, layer))] for layer in range(direct.facts.layers)
+        }
+        self.plain = _probability(direct, asked, watch, 1)
+
+    def effects(self, layer: int, factors: Sequence[float], tokens: int) -> Tensor:
+        """Change of P(target) by each head of a layer [heads, factors]; `tokens` go into one batch."""
+        heads, device = self.direct.facts.heads, self.direct.model.device
+        strengths = torch.tensor([float(a) for a in factors])
+        single = torch.cartesian_prod(torch.arange(heads), torch.arange(len(factors)))
+        changed = []
+        for chunk in single.split(max(1, tokens // (len(self.asked.prompt) + len(self.asked.target)))):
+            gains = torch.ones(len(chunk), heads)
             gains[torch.arange(len(chunk)), chunk[:, 0]] += strengths[chunk[:, 1]]
-            below = entering[layer].expand(len(chunk), -1, -1)
+            below = self.entering[layer].expand(len(chunk), -1, -1)
             edits: Edits = {layer: [Input(partial(_replaced, below)), Gain(gains.to(device))]}
-            with direct.without_layers(layer):  # they would repeat the plain pass
-                changed.append(_probability(direct, asked, edits, len(chunk)) - plain)
-    return torch.cat(changed).view(facts.layers, facts.heads, len(factors))
+            with self.direct.without_layers(layer):  # they would repeat the plain pass
+                changed.append(_probability(self.direct, self.asked, edits, len(chunk)) - self.plain)
+        return torch.cat(changed).view(heads, len(factors))
 
 
 def _replaced(by: Tensor, hidden: Tensor) -> Tensor:

@@ -126,7 +126,11 @@ class Reader:
         """The next token [B, 1] after `ids` [B, q]."""
         start = int(cache.get_seq_length())
         positions = torch.arange(start, start + ids.shape[1], device=self.direct.model.device).expand(len(ids), -1)
-        logits = self.direct(edits, ids, cache=cache, position_ids=positions, logits_to_keep=1)
+        try:
+            logits = self.direct(edits, ids, cache=cache, position_ids=positions, logits_to_keep=1)
+        except BaseException:
+            self._cache, self._read = DynamicCache(), []  # some layers have got the new tokens, others not
+            raise
         return logits[:, -1].argmax(-1, keepdim=True)
 
 

@@ -9,9 +9,9 @@ both are scaled to [0, 1], and a head's score is right + scale * (right - wrong)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,12 @@ from ..plugin.calibration import InducingHeads
 from ..plugin.edits import Edit, OutputProbe
 from ..plugin.errors import CalibrationError
 from .direct import Direct
+from .job import Job, Sums, rounded
 
 IGNORED = -100
+
+Kind = Literal["right", "wrong"]
+KINDS: tuple[Kind, ...] = ("right", "wrong")
 
 
 @dataclass(frozen=True)
@@ -37,83 +41,59 @@ class Choice:
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def inducing_heads(
-    model: Any,
-    examples: Sequence[Choice],
-    *,
-    scale: float = 20.0,
-    batch: int = 8,
-    advance: Callable[[str, int], None] | None = None,
-) -> InducingHeads:
+def inducing_heads(job: Job, examples: Sequence[Choice], *, scale: float = 20.0) -> InducingHeads:
     """The section of the calibration file.
 
     Args:
         scale: weight of the difference between right and wrong (published 10 to 70 by task, default 20).
-        batch: sequences per pass; the result does not depend on it.
-        advance: called with a name and the number of passes, after each.
 
     Raises:
         CalibrationError: no examples, an empty prompt or answer, or a model that answers alike with every head.
     """
     if not examples or any(not (e.prompt and e.right and e.wrong) for e in examples):
         raise CalibrationError("inducing heads need examples, each with a prompt, a right and a wrong answer of tokens")
-    steps = 2 * -(-len(examples) // batch)
-
-    def scaled(answers: Sequence[Sequence[int]]) -> Tensor:
-        matrix = importance(
-            model,
-            [(example.prompt, answer) for example, answer in zip(examples, answers, strict=True)],
-            [example.pictures for example in examples],
-            batch=batch,
-            done=None if advance is None else lambda: advance("inducing heads", steps),
+    with Direct(job.model) as direct:
+        seen = job.add(
+            "choices", lambda some: {k: v for kind in KINDS for k, v in effects(direct, some, kind).items()}, examples
         )
-        if not matrix.max() > matrix.min():
-            raise CalibrationError(
-                "every head matters alike for the answers, so none can be chosen: check the examples"
-            )
-        return (matrix - matrix.min()) / (matrix.max() - matrix.min())
-
-    right, wrong = scaled([e.right for e in examples]), scaled([e.wrong for e in examples])
-    scores = right + scale * (right - wrong)
-    return InducingHeads(scores=[[round(float(v), 5) for v in row] for row in scores], source=None)
+    right, wrong = (_scaled(importance(seen, kind)) for kind in KINDS)
+    return InducingHeads(scores=rounded(right + scale * (right - wrong)), source=None)
 
 
-def importance(
-    model: Any,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
-    pictures: Sequence[Mapping[str, Tensor]] | None = None,
-    *,
-    batch: int = 8,
-    done: Callable[[], None] | None = None,
-) -> Tensor:
-    """Importance of every head [layers, heads] for answers, given (prompt, answer) pairs of token ids and what their
-
-    pictures are.
-    """
-    shown = pictures if pictures is not None else [{} for _ in sequences]
-    with Direct(model) as direct, torch.enable_grad():
-        total = torch.zeros(direct.facts.layers, direct.facts.heads)
-        for first in range(0, len(sequences), batch):
-            total += _importance(direct, sequences[first : first + batch], shown[first : first + batch])
-            if done is not None:
-                done()
-    read = sum(len(prompt) + len(answer) for prompt, answer in sequences)
-    answered = sum(len(answer) for _, answer in sequences)
-    total[:-1] /= read
-    total[-1] /= answered
-    return total
+def _scaled(matrix: Tensor) -> Tensor:
+    if not matrix.max() > matrix.min():
+        raise CalibrationError("every head matters alike for the answers, so none can be chosen: check the examples")
+    return (matrix - matrix.min()) / (matrix.max() - matrix.min())
 
 
-def _importance(
+def importance(seen: Mapping[str, Tensor], kind: Kind) -> Tensor:
+    """Importance of every head [layers, heads] for answers of a kind, from the sums of `effects`."""
+    matrix = seen[kind].clone()
+    matrix[:-1] /= seen[f"{kind} read"]
+    matrix[-1] /= seen[f"{kind} answered"]
+    return matrix
+
+
+def effects(direct: Direct, examples: Sequence[Choice], kind: Kind) -> Sums:
+    """Of one batch: every head's sum [layers, heads], the tokens that were read, and those of the answers."""
+    answers = [getattr(example, kind) for example in examples]
+    with torch.enable_grad():
+        found = _effects(direct, [example.prompt for example in examples], answers, [e.pictures for e in examples])
+    answered = sum(map(len, answers))
+    read = answered + sum(len(example.prompt) for example in examples)
+    return {kind: found, f"{kind} read": torch.tensor(read), f"{kind} answered": torch.tensor(answered)}
+
+
+def _effects(
     direct: Direct,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
     pictures: Sequence[Mapping[str, Tensor]],
 ) -> Tensor:
-    """Sums over the sequences of one batch [layers, heads]."""
-    width = max(len(prompt) + len(answer) for prompt, answer in sequences)
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)  # padded on the right, where no answer token looks
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)  # padded on the right, where no answer token looks
     labels = torch.full_like(ids, IGNORED)
-    for row, (prompt, answer) in enumerate(sequences):
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
         labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
     outputs: dict[int, Tensor] = {}
@@ -131,5 +111,5 @@ def _importance(
     loss = (losses.sum(-1) / (asked != IGNORED).sum(-1)).sum()
     ordered = [outputs[n] for n in range(direct.facts.layers)]
     gradients = torch.autograd.grad(loss, ordered)
-    effects = [(o.float() * g.float()).sum(-1).abs() for o, g in zip(ordered, gradients, strict=True)]  # [B, q, H]
-    return torch.stack([effect.sum((0, 1)).cpu() for effect in effects]).detach()
+    changes = [(o.float() * g.float()).sum(-1).abs() for o, g in zip(ordered, gradients, strict=True)]  # [B, q, H]
+    return torch.stack([change.sum((0, 1)).cpu() for change in changes]).detach()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ..plugin.errors import ConfigError
 from ..plugin.sections import ConflictHeads, Fact, InducingHeads, RetrievalHeads
 from ..plugin.validation import suggest
@@ -16,7 +14,7 @@ from .conflict import conflict_heads
 from .gaze import measure_gaze
 from .image_heads import measure_image_heads
 from .importance import inducing_heads
-from .job import Job, rounded
+from .job import Job
 from .needles import default_lengths
 from .replies import measure_replies
 from .sinks import measure_sinks
@@ -40,46 +38,20 @@ class Profile:
 
 
 def _retrieval(job: Job) -> RetrievalHeads:
-    done = 0
-
-    def advance(name: str, total: int) -> None:
-        nonlocal done
-        done += 1
-        job.advance(job.profile, done, total)
-
-    def make() -> dict[str, torch.Tensor]:
-        # A model that finds no needle in the shortest prompt finds none in the longer ones, which take long.
-        shortest = default_lengths(job.model)[:1]
-        retrieval.measure(job.model, job.processor, lengths=shortest, depths=1, seed=job.seed)
-        section, record = retrieval.measure(job.model, job.processor, seed=job.seed, advance=advance)
-        return {"scores": torch.tensor(section.scores), "runs": torch.tensor(float(record["runs"]))}
-
-    found = job.keep("runs", make)
-    job.samples = int(found["runs"])
-    return RetrievalHeads(scores=rounded(found["scores"]))
+    # A model that finds no needle in the shortest prompts finds none in the longer ones, which take long.
+    shortest = default_lengths(job.model)[:1]
+    retrieval.measure(job, stage="shortest", lengths=shortest, depths=1, seed=job.seed)
+    return retrieval.measure(job, seed=job.seed)
 
 
 def _inducing(job: Job) -> InducingHeads:
     if job.examples and job.examples[0].image is not None:
-        shown = presence.choices(job.model, job.processor, job.examples, seed=job.seed)
-    else:
-        shown = facts.choices(job.processor, seed=job.seed)
-    found = job.keep("scores", lambda: {"scores": torch.tensor(inducing_heads(job.model, shown).scores)})
-    job.samples = len(shown)
-    return InducingHeads(scores=rounded(found["scores"]))
+        return inducing_heads(job, presence.choices(job.model, job.processor, job.examples, seed=job.seed))
+    return inducing_heads(job, facts.choices(job.processor, seed=job.seed))
 
 
 def _conflict(job: Job) -> ConflictHeads:
-    shown = facts.conflicts(job.processor, seed=job.seed)
-
-    def make() -> dict[str, torch.Tensor]:
-        section = conflict_heads(job.model, shown)
-        return {kind: torch.tensor(getattr(section, kind)).reshape(-1, 2) for kind in ("enhance", "suppress")}
-
-    found = job.keep("heads", make)
-    job.samples = len(shown)
-    pairs = {kind: [(int(layer), int(head)) for layer, head in rows] for kind, rows in found.items()}
-    return ConflictHeads(enhance=pairs["enhance"], suppress=pairs["suppress"])
+    return conflict_heads(job, facts.conflicts(job.processor, seed=job.seed))
 
 
 PROFILES = {

@@ -25,7 +25,8 @@ from ..plugin.calibration import RetrievalHeads
 from ..plugin.edits import Edit, Rows, WeightProbe
 from ..plugin.errors import CalibrationError
 from .direct import Direct, Edits, Reader
-from .needles import Needle, Trial, recall, trials
+from .job import Job, Sums, rounded
+from .needles import Trial, recall, trials
 
 Variant = Literal["released", "paper"]
 
@@ -58,29 +59,43 @@ class Pointers:
         self.at[layer] = weights[0, :, -1].argmax(-1).cpu() + keys.start
 
 
+class Scorer:
+    """Answers trials, each from where its prompt parts from the one before, and scores the heads meanwhile."""
+
+    def __init__(self, direct: Direct, tokenizer: Any, variant: Variant = "released"):
+        if variant not in ("released", "paper"):
+            raise CalibrationError(f"unknown retrieval variant {variant!r}: choose released or paper")
+        self.reader, self.pointers, self.variant = Reader(direct, tokenizer), Pointers(direct), variant
+
+    def run(self, trial: Trial) -> Run:
+        self.reader.read(trial.ids)
+        copied = torch.zeros(*self.pointers.at.shape, trial.stop - trial.start)
+        answer = self.reader.answer(self.pointers.edits, each=partial(_count, copied, trial, self.pointers))[0]
+        return Run(trial, answer, (copied if self.variant == "released" else copied.clamp(max=1)).mean(-1))
+
+
 def runs(
     model: Any,
     tokenizer: Any,
     *,
     variant: Variant = "released",
-    advance: Callable[[str, int], None] | None = None,
+    advance: Callable[[str, int], None] = lambda name, total: None,
     **how: Any,
 ) -> list[Run]:
-    """Answer every needle trial and score the heads; `how` as for `needles.trials`, `advance` as for `measure`."""
-    if variant not in ("released", "paper"):
-        raise CalibrationError(f"unknown retrieval variant {variant!r}: choose released or paper")
+    """Answer every needle trial and score the heads.
+
+    Args:
+        model, tokenizer: any language model or the text side of a vision-language model; a processor will do.
+        variant: how a head's hits are counted, see above.
+        advance: called with a name and the number of runs, after each.
+        how: as for `needles.trials`.
+    """
     done = []
     with Direct(model) as direct:
-        found = trials(model, tokenizer, **how)
-        reader, pointers = Reader(direct, tokenizer), Pointers(direct)
+        scorer, found = Scorer(direct, tokenizer, variant), trials(model, tokenizer, **how)
         for trial in found:
-            reader.read(trial.ids)
-            copied = torch.zeros(direct.facts.layers, direct.facts.heads, trial.stop - trial.start)
-            answer = reader.answer(pointers.edits, each=partial(_count, copied, trial, pointers))[0]
-            counted = copied if variant == "released" else copied.clamp(max=1)
-            done.append(Run(trial, answer, counted.mean(-1)))
-            if advance is not None:
-                advance("needles", len(found))
+            done.append(scorer.run(trial))
+            advance("needles", len(found))
     return done
 
 
@@ -99,41 +114,50 @@ def average(done: Sequence[Run]) -> Tensor:
     """
     passed = [run.scores for run in done if run.passed]
     if not passed:
-        run = done[0]
-        raise CalibrationError(
-            f"none of {len(done)} needle runs passed, so no head can be scored: to {run.trial.needle.question!r} in"
-            f" {len(run.trial.ids)} tokens the model answered {run.answer[:80]!r}; use shorter prompts, needles that"
-            " the model can answer, or a model that follows instructions"
-        )
+        raise _none_passed(len(done), done[0])
     return torch.stack(passed).mean(0)
 
 
-def measure(
-    model: Any,
-    tokenizer: Any,
-    *,
-    lengths: Sequence[int] | None = None,
-    depths: int = 5,
-    seed: int = 0,
-    needles: Sequence[Needle] | None = None,
-    haystack: str | None = None,
-    variant: Variant = "released",
-    advance: Callable[[str, int], None] | None = None,
-) -> tuple[RetrievalHeads, dict[str, Any]]:
-    """The section of the calibration file, and a record of the runs behind it.
+def measure(job: Job, *, stage: str = "runs", variant: Variant = "released", **how: Any) -> RetrievalHeads:
+    """The section of the calibration file.
 
     Args:
-        model, tokenizer: any language model or the text side of a vision-language model; a processor will do.
-        lengths, depths, seed, needles, haystack: as for `needles.trials`.
-        variant: how a head's hits are counted, see above.
-        advance: called with a name and the number of runs, after each.
+        stage: under which name the job keeps the runs.
+        variant, how: as for `runs`.
 
     Raises:
         CalibrationError: no run passed, or what `needles.trials` refuses.
     """
-    how: dict[str, Any] = {"lengths": lengths, "depths": depths, "seed": seed, "needles": needles, "haystack": haystack}
-    done = runs(model, tokenizer, variant=variant, advance=advance, **how)
-    return RetrievalHeads(scores=rounded(average(done)), source=None), record(done, seed)
+    asked = trials(job.model, job.processor, **how)
+    with Direct(job.model) as direct:
+        scorer, last = Scorer(direct, job.processor, variant), None
+
+        def look(some: Sequence[Trial]) -> Sums:
+            nonlocal last
+            done = [scorer.run(trial) for trial in some]
+            last = done[-1]
+            passed = [run.scores for run in done if run.passed]
+            return {"scores": sum(passed, torch.zeros_like(last.scores)), "passed": torch.tensor(float(len(passed)))}
+
+        seen = job.add(stage, look, asked)
+    if not float(seen["passed"]):
+        raise _none_passed(len(asked), last)
+    return RetrievalHeads(scores=rounded(seen["scores"] / seen["passed"]), source=None)
+
+
+def _none_passed(count: int, run: Run | None) -> CalibrationError:
+    """The error, with one of the runs for an example."""
+    said = (
+        ""
+        if run is None
+        else (
+            f": to {run.trial.needle.question!r} in {len(run.trial.ids)} tokens the model answered {run.answer[:80]!r}"
+        )
+    )
+    return CalibrationError(
+        f"none of {count} needle runs passed, so no head can be scored{said}; use shorter prompts, needles that the model"
+        " can answer, or a model that follows instructions"
+    )
 
 
 def record(done: Sequence[Run], seed: int) -> dict[str, Any]:
@@ -159,11 +183,6 @@ def record(done: Sequence[Run], seed: int) -> dict[str, Any]:
         "seed": seed,
         "rows": rows,
     }
-
-
-def rounded(scores: Tensor) -> list[list[float]]:
-    """[layers, heads] for a file."""
-    return [[round(float(value), 5) for value in row] for row in scores]
 
 
 def read_public(path: Path | str) -> list[list[float]]:

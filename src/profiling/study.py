@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from .conflict import conflict_heads
 from .direct import Direct
 from .facts import choices, conflicts
 from .importance import inducing_heads
+from .job import Job, Partial, rounded
 from .needles import NEEDLES, Mode, passes
 from .study_report import THRESHOLD, report
 
@@ -38,8 +40,6 @@ DEPTHS = 4
 MASKED = (5, 10, 20)
 DRAWS = 3  # sets of random heads
 TEST: dict[str, Any] = {"seed": 2, "lengths": (500, 1000), "depths": 3}  # fresh filler for the masking
-
-Advance = Callable[[str, int], None]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     result["versions"] = versions()
     write_json(arguments.out / "retrieval-heads.json", result)
     write_text(arguments.out / "retrieval-heads.md", report(result))
-    write_text(arguments.calibration, calibration(model, result).dump())
+    write_text(arguments.calibration, calibration(model, result, arguments.calibration).dump())
     print(f"wrote {arguments.out / 'retrieval-heads.md'} and {arguments.calibration}")
     return 0
 
@@ -69,16 +69,17 @@ class _Steps:
 
     def __init__(self, bar: Progress):
         self.bar = bar
+        self.tasks: dict[str, TaskID] = {}
 
-    def part(self, title: str) -> Advance:
-        task: list[TaskID] = []
+    def show(self, title: str, done: int, total: int) -> None:
+        if title not in self.tasks:
+            self.tasks[title] = self.bar.add_task(title, total=total)
+        self.bar.update(self.tasks[title], completed=done)
 
-        def advance(name: str, total: int) -> None:
-            if not task:
-                task.append(self.bar.add_task(title, total=total))
-            self.bar.advance(task[0])
-
-        return advance
+    def part(self, title: str) -> Callable[[str, int], None]:
+        """Called after each step with a name and the number of all."""
+        steps = itertools.count(1)
+        return lambda name, total: self.show(title, next(steps), total)
 
 
 def study(model: Any, tokenizer: Any, steps: _Steps) -> dict[str, Any]:
@@ -100,10 +101,16 @@ def study(model: Any, tokenizer: Any, steps: _Steps) -> dict[str, Any]:
             for half in (0, 1)
         ],
     }
+    with Direct(model) as direct:
+        job = Job(model, tokenizer, (), direct.facts, Partial(None, {}, resume=False), advance=steps.show)
     examples, asked = choices(tokenizer), conflicts(tokenizer)
+    job.profile = "inducing heads"
+    inducing = inducing_heads(job, examples)
+    job.profile = "conflict heads"
+    conflict = conflict_heads(job, asked)
     return {
         "settings": {"seeds": SEEDS, "lengths": LENGTHS, "depths": DEPTHS, "needles": len(NEEDLES), "masking": TEST},
-        "scores": retrieval.rounded(scores),
+        "scores": rounded(scores),
         "share": float((scores >= THRESHOLD).float().mean()),
         "passed_by": {
             f"{length} tokens, depth {depth:.2f}": [sum(r.passed for r in chosen), len(chosen)]
@@ -112,12 +119,10 @@ def study(model: Any, tokenizer: Any, steps: _Steps) -> dict[str, Any]:
             if (chosen := [r for r in every if r.trial.length == length and r.trial.depth == depth])
         },
         "stability": {name: _agreement(first, second) for name, (first, second) in parts.items()},
-        "masking": masking(model, tokenizer, retrieval.rounded(scores), steps),
-        "inducing_heads": inducing_heads(model, examples, advance=steps.part("inducing heads")).scores,
+        "masking": masking(model, tokenizer, rounded(scores), steps),
+        "inducing_heads": inducing.scores,
         "inducing_examples": len(examples),
-        "conflict_heads": conflict_heads(model, asked, advance=steps.part("conflict heads")).model_dump(
-            include={"enhance", "suppress"}
-        ),
+        "conflict_heads": conflict.model_dump(include={"enhance", "suppress"}),
         "conflict_examples": len(asked),
         "runs": [retrieval.record(runs[seed], seed) for seed in SEEDS],
     }
@@ -173,8 +178,9 @@ def _agreement(first: Tensor, second: Tensor) -> dict[str, float]:
     }
 
 
-def calibration(model: Any, result: dict[str, Any]) -> Calibration:
-    """The calibration file of what was measured."""
+def calibration(model: Any, result: dict[str, Any], path: Path) -> Calibration:
+    """The calibration file of what was measured, with the other sections of the file that is there."""
+    known = Calibration.load(path).facts() if path.is_file() else {}
     text = model.config.get_text_config()
     passed, runs = (sum(run[key] for run in result["runs"]) for key in ("passed", "runs"))
     sources = {
@@ -195,6 +201,7 @@ def calibration(model: Any, result: dict[str, Any]) -> Calibration:
                 "date": datetime.date.today().isoformat(),
                 "samples": runs,
             },
+            **known,
             "retrieval_heads": {"scores": result["scores"], "source": sources["retrieval"]},
             "inducing_heads": {"scores": result["inducing_heads"], "source": sources["inducing"]},
             "conflict_heads": {**result["conflict_heads"], "source": sources["conflict"]},
