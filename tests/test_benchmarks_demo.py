@@ -180,7 +180,7 @@ def test_demo_result_keeps_the_contract(testbed: Model, suite: Path, tmp_path: P
             assert 0 <= low <= high <= 1
     assert result["runs"][0]["time_ratio"] == 1.0
     assert result["runs"][2]["config"] == {"methods": [{"mild": {"alpha": 2}}]}
-    assert set(result["hashes"]) == {"model", "scenes", "suite"}
+    assert set(result["hashes"]) == {"model", "scenes", "suite", "calibration"}
     assert not list((tmp_path / "out").glob(".*"))  # no temporary files left
 
 

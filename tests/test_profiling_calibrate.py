@@ -15,6 +15,8 @@ from accelerate import dispatch_model
 from conftest import assert_message
 from profiling_stub import Processor, job, shown
 from sightline import Calibration, CalibrationError, ConfigError, SightlineError, cli
+from sightline.benchmarks.demo import demo
+from sightline.benchmarks.files import calibration_hash, write_text
 from sightline.benchmarks.loading import load_model
 from sightline.benchmarks.readers import Notes
 from sightline.plugin.calibration import FOLDER, own_file
@@ -181,6 +183,29 @@ def test_calibrate_makes_a_file_that_is_found_and_used(embedded: tuple[Any, Any]
     with sightline.attach(model, config, processor=processor) as plug:
         layers = plug._runner.methods["gift"].saliency_layers  # type: ignore[attr-defined]
         assert list(layers) == file.gaze.saliency_layers  # type: ignore[union-attr]
+
+
+def test_the_demo_uses_the_file_that_was_measured(embedded: tuple[Any, Any], own_folder: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("static: {methods: [{vhr: {static: true, alpha: 4}}]}")
+    before = demo(scenes=1, suite=suite).result
+    assert before["calibration"] == "shipped for sightline/testbed"
+    assert before["hashes"]["calibration"] == calibration_hash(Calibration.load("auto", embedded[0]))
+    file = Calibration.load("auto", embedded[0])
+    calibrate(*embedded, profiles=["visual-heads"], samples=2)
+    after = demo(scenes=1, suite=suite).result
+    assert after["calibration"] == str(own_folder / "testbed.yaml")
+    fresh = Calibration.load(own_folder / "testbed.yaml")
+    assert after["hashes"]["calibration"] == calibration_hash(fresh) != before["hashes"]["calibration"]
+    assert fresh.visual_heads is not None
+    assert file.visual_heads is not None
+    fewest = [[0.0] * 8 for _ in range(8)]
+    fewest[7][7] = 1.0  # a file by which VHR takes one head only
+    heads = fresh.visual_heads.model_copy(update={"chosen": fewest, "layers": [7]})
+    write_text(own_folder / "testbed.yaml", fresh.model_copy(update={"visual_heads": heads}).dump())
+    maps_of = [run["runs"][1]["head_maps"]["vhr"] for run in (after, demo(scenes=1, suite=suite).result)]
+    assert maps_of[1] == fewest
+    assert maps_of[0] != fewest
 
 
 def test_two_runs_of_one_seed_are_the_same_file(embedded: tuple[Any, Any], tmp_path: Path) -> None:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import config_hash, images_hash, model_hash, provenance, read_suite, write_json, write_text
+from ..plugin.calibration import find_shipped, found_at
+from .files import (
+    calibration_hash,
+    config_hash,
+    images_hash,
+    model_hash,
+    provenance,
+    read_suite,
+    write_json,
+    write_text,
+)
 from .pope import SPLITS
 from .run import Attach, Run, calls, results, run
 from .tasks import scene_tasks, scene_vocabulary
@@ -77,10 +87,11 @@ def demo(
         "model": model_hash(model),
         "scenes": images_hash(scene.image for scene in shown),
         "suite": config_hash(configs),
+        "calibration": calibration_hash(find_shipped(model)),
     }
     result: dict[str, Any] = {"label": LABEL, "runs": results(runs, tasks, seed=seed)}
     result |= {"split": SPLIT, "scenes": scenes, "seed": seed, "batch": tasks[0].batch, "threads": threads}
-    result |= provenance(hashes)
+    result |= {"calibration": found_at(model), **provenance(hashes)}
     return Demo(result, shown, runs)
 
 

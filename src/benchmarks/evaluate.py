@@ -23,7 +23,7 @@ from ..plugin.config import Config
 from ..plugin.errors import ConfigError
 from ..plugin.registry import methods
 from .asking import ask
-from .files import config_hash, provenance, write_json, write_text
+from .files import calibration_hash, config_hash, provenance, write_json, write_text
 from .readers import Notes
 from .run import PLAIN, Run, results
 from .store import Store, batches, one_at_a_time
@@ -90,11 +90,7 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """What a folder of results is continued by, and only by."""
-        known = (
-            None
-            if self.calibration is None
-            else config_hash(self.calibration.model_dump(mode="json", exclude_none=True))
-        )
+        known = None if self.calibration is None else calibration_hash(self.calibration)
         return {"config": None if self.config is None else self.config.dump(), "calibration": known}
 
     @property

@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..plugin.errors import ConfigError, SightlineError
+
+if TYPE_CHECKING:
+    from ..plugin.calibration import Calibration
 
 
 @contextmanager
@@ -128,6 +131,11 @@ def versions() -> dict[str, str]:
 def config_hash(data: Any) -> str:
     """SHA-256 of a JSON-like value, independent of key order."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def calibration_hash(calibration: Calibration | None) -> str:
+    """SHA-256 of what a calibration says, "none" without one."""
+    return "none" if calibration is None else config_hash(calibration.model_dump(mode="json", exclude_none=True))
 
 
 def model_hash(model: Any) -> str:

@@ -209,6 +209,12 @@ def find_shipped(model: Any) -> Calibration | None:
     return _find_in_package(model)
 
 
+def found_at(model: Any) -> str | None:
+    """Which file `find_shipped` takes: the path of the user's own, or whose shipped one."""
+    own, shipped_one = own_file(model), _find_in_package(model)
+    return str(own) if own.is_file() else f"shipped for {shipped_one.model}" if shipped_one is not None else None
+
+
 def own_file(model: Any) -> Path:
     """Where `sightline calibrate` writes a model's file, and where it is found: in the folder that the environment
 
