@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sightline
+import torch
 import yaml
 from conftest import assert_message
 from PIL import Image
@@ -23,7 +24,7 @@ from sightline.plugin.config import Config
 from sightline.profiling.data import Example, Region
 from sightline.profiling.exam import Exam, Marks, exams
 from sightline.profiling.space import Space, spaces
-from sightline.profiling.tune import KEPT, PLAIN, Guard, save, tune
+from sightline.profiling.tune import KEPT, PARTIAL, PLAIN, Guard, guards, save, tune
 from sightline.profiling.tune_tables import markdown
 from sightline.testbed.evaluate import answers
 
@@ -45,7 +46,8 @@ def test_every_shipped_space_draws_valid_configurations() -> None:
     for space in found:
         assert space.open
         for ends in ("from", "to"):
-            trial = optuna.trial.FixedTrial({label: choice[ends] for label, (_, choice) in space.open.items()})
+            choices = space.open.items()
+            trial = optuna.trial.FixedTrial({k: 0 if isinstance(c, list) else c[ends] for k, (_, c) in choices})
             assert Config.load(space.draw(trial)).dump()
 
 
@@ -132,6 +134,12 @@ def test_guards() -> None:
             Guard.parse(text)
 
 
+def test_guards_that_are_not_named_stay() -> None:
+    assert [str(one) for one in guards(())] == list(KEPT)
+    assert [str(one) for one in guards(["recall:-1"])] == ["words:-10", "accuracy:-1", "recall:-1"]
+    assert [str(one) for one in guards(["words:-5", "words:5"])] == ["recall:-1", "accuracy:-1", "words:-5", "words:5"]
+
+
 # --- the search ------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +153,7 @@ class Paper:
     def __post_init__(self) -> None:
         self.sat: list[float] = []
         self.examples = [Example("one", "x", Image.new("RGB", (2, 2), self.name and "red"))]
-        self.calls = 3
+        self.prompts = 3
 
     def sit(self, model: Any, processor: Any, config: Mapping[str, Any] | None, **_: Any) -> Marks:
         alpha = 1.0 if config is None else config["methods"][0]["vhr"]["alpha"]
@@ -187,14 +195,14 @@ def test_the_best_setting_that_keeps_the_guards_is_chosen() -> None:
         assert trial["kept"] == (trial["values"]["recall"] >= 0.59 - 1e-9)
     (best,) = [trial for trial in result["trials"] if trial["best"]]
     assert best["values"]["chair_i"] == min(t["values"]["chair_i"] for t in result["trials"] if t["kept"])
-    free = search(Paper(paper.law), keep=["accuracy:-1"])
+    free = search(Paper(paper.law), keep=["recall:-100"])
     assert free["chosen"]["vhr"]["methods"][0]["vhr"]["alpha"] > 3.7
     assert result["report"] is None
     assert search(Paper(paper.law))["trials"] == result["trials"]  # the same seed, the same search
 
 
 def test_an_objective_to_raise() -> None:
-    result = search(Paper(lambda alpha: (0.3, 0.6 - 0.1 * (alpha - 3) ** 2)), objective="recall", keep=["accuracy:-1"])
+    result = search(Paper(lambda alpha: (0.3, 0.6 - 0.1 * (alpha - 3) ** 2)), objective="recall", keep=["recall:-100"])
     assert abs(result["chosen"]["vhr"]["methods"][0]["vhr"]["alpha"] - 3) < 0.2
 
 
@@ -245,6 +253,38 @@ def test_what_is_saved(tmp_path: Path) -> None:
     assert (tmp_path / "trials.md").read_text().count("| vhr#") == len(result["trials"]) - 1
 
 
+def test_an_interrupted_search_is_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    law = lambda alpha: (0.30 - 0.05 * (alpha - 1), 0.60 - 0.10 * max(0.0, alpha - 2.5))  # noqa: E731
+    whole, said = search(Paper(law)), []
+
+    def stop(alpha: float) -> tuple[float, float]:
+        if len(first.sat) > 7:
+            raise KeyboardInterrupt
+        return law(alpha)
+
+    first = Paper(stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(first, out=tmp_path, say=said.append)
+    assert [path.name for path in tmp_path.iterdir()] == [PARTIAL]
+    assert "--resume" in said[0]
+    with pytest.raises(SightlineError, match="seed 0, not 1"):
+        search(Paper(law), out=tmp_path, resume=True, seed=1)
+    again, steps = Paper(law), []
+    result = search(again, out=tmp_path, resume=True, advance=lambda *step: steps.append(step))
+    assert result["trials"] == whole["trials"]
+    assert result["chosen"] == whole["chosen"]
+    assert len(again.sat) == len(whole["trials"]) - 1 - 7  # seven were there, and plain
+    assert sum(step for _, step, _ in steps) <= steps[0][2] == 3 * 31
+    save(result, tmp_path)
+    assert not (tmp_path / PARTIAL).exists()
+    first = Paper(stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(first, out=tmp_path)
+    assert "Traceback" not in capsys.readouterr().err  # optuna's
+    with pytest.raises(SightlineError, match="begun with pictures"):
+        search(Paper(law, name="others"), out=tmp_path, resume=True)
+
+
 # --- the exam --------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +325,25 @@ def test_an_exam_scores_like_the_testbed_does() -> None:
     strong = asked.sit(model, processor, {"methods": [{"vhr": {"alpha": 4.0}}]}).values
     assert strong != marks
     assert "_sightline_host" not in model.__dict__
+
+
+def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = load_model("embedded")
+    said: list[str] = []
+    asked, _ = exams("testbed", 5, None, 0, seed=1, batch=4, say=said.append)
+    whole = asked.sit(model, processor, None).values
+    generate, rows = model.generate, []
+
+    def hungry(**inputs: Any) -> Any:
+        rows.append(len(inputs["input_ids"]))
+        if rows[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", hungry)
+    assert asked.sit(model, processor, None, name="plain").values == whole
+    assert said == ["plain: out of memory with 4 examples at once, continuing with 2"]
+    assert rows.count(4) == 1
 
 
 def folder(tmp_path: Path, count: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from ..shell import show as print_parts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
 
     from .calibrate import Measured
 
@@ -75,8 +77,8 @@ def calibrate(
             imported=imported,
             batch=batch,
             command=command(),
-            say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
-            advance=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+            say=_teller(bar),
+            advance=_follow(bar, task),
         )
     print_parts(*_table(measured))
     print_parts(wrote(measured.path))
@@ -98,8 +100,8 @@ def tune(
         list[str] | None,
         typer.Option(
             metavar="SCORE:POINTS",
-            help="How far a score may fall below plain (words: in percent); may be repeated. Default: recall:-1,"
-            " words:-10, accuracy:-1.",
+            help="How far a score may fall below plain (words: in percent); may be repeated. What is not named stays"
+            " guarded by recall:-1, words:-10, accuracy:-1.",
         ),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Settings to try for each entry.")] = 20,
@@ -115,8 +117,9 @@ def tune(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the chosen configurations and the trials.")
     ] = Path("tune-out"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     calibration: CalibrationFile = None,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of one batch.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of one batch; halved where memory runs out.")] = 20,
     threads: Threads = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -135,23 +138,24 @@ def tune(
     check_writable(out / "trials.md", json)
     wanted = spaces([name.strip() for name in methods.split(",") if name.strip()], space)
     loaded, processor = load_model(model, dtype=dtype, device=device)
-    asked, reported = exams(data, samples, report, report_samples, seed=seed, batch=batch)
     with cpu_threads(threads or (1 if model == EMBEDDED else None)), progress_bar() as bar:
-        task = bar.add_task("plain", total=None)
+        say, task = _teller(bar), bar.add_task("plain", total=None)
+        asked, reported = exams(data, samples, report, report_samples, seed=seed, batch=batch, say=say)
         result = tuning.tune(
             loaded,
             processor,
             wanted,
             asked,
             objective=objective,
-            keep=keep or tuning.KEPT,
+            keep=keep or (),
             trials=trials,
             seed=seed,
             reported=reported,
             calibration=calibration,
-            advance=lambda name, calls: bar.update(
-                task, advance=1, description=name, total=calls * (1 + trials * len(wanted))
-            ),
+            out=out,
+            resume=resume,
+            say=say,
+            advance=lambda name, step, total: bar.update(task, description=name, advance=step, total=total),
         )
     print_parts(*terminal(result), *map(wrote, tuning.save(result, out)))
     write_json(json, result)
@@ -188,6 +192,24 @@ def show(
         maps.picture(shown, png)
         print_parts(wrote(png))
     write_json(json, result)
+
+
+def _teller(bar: Progress) -> Callable[[str], None]:
+    """Prints lines above a progress bar."""
+    return lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _follow(bar: Progress, task: TaskID) -> Callable[[str, int, int], None]:
+    """Shows the stage of a measurement that is under way; the time left is that of the stage."""
+
+    def advance(name: str, done: int, total: int) -> None:
+        now = next(one for one in bar.tasks if one.id == task)
+        if (now.description, now.total) != (name, total) or done < now.completed:
+            bar.reset(task, description=name, completed=done, total=total)
+        else:
+            bar.update(task, completed=done)
+
+    return advance
 
 
 def _table(measured: Measured) -> list[RenderableType]:

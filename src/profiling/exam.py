@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..benchmarks.suite import TESTBED, Sample
 from ..plugin.errors import SightlineError
 from .boxes import vocabulary
 from .data import Example, examples
+from .pace import Pace
 
 CAPTION_TOKENS, ANSWER_TOKENS = 128, 5
 HIGHER = {
@@ -68,10 +69,10 @@ class Exam:
     words: Vocabulary
     truths: list[set[str]]
     questions: dict[str, list[Question]]
-    batch: int = 8
+    pace: Pace = field(default_factory=lambda: Pace(8))
 
     @classmethod
-    def of(cls, examples: Sequence[Example], *, seed: int = 0, pairs: int = 2, batch: int = 8) -> Exam:
+    def of(cls, examples: Sequence[Example], *, seed: int = 0, pairs: int = 2, pace: Pace | None = None) -> Exam:
         """Objects are those with boxes, and those that a caption by people names; `pairs` there and `pairs` not are
 
         asked about.
@@ -86,12 +87,13 @@ class Exam:
             {region.label for region in example.objects} | {one.name for one in words.mentions(example.caption or "")}
             for example in examples
         ]
-        return cls(examples, words, truths, build(truths, *statistics(truths), pairs=pairs, seed=seed), batch)
+        questions = build(truths, *statistics(truths), pairs=pairs, seed=seed)
+        return cls(examples, words, truths, questions, pace or Pace(8))
 
     @property
-    def calls(self) -> int:
-        """How many batches one sitting has."""
-        return sum(-(-len(samples) // self.batch) for samples in (self.examples, self._asked))
+    def prompts(self) -> int:
+        """How many prompts one sitting has."""
+        return len(self.examples) + len(self._asked)
 
     @property
     def _asked(self) -> list[Question]:
@@ -105,9 +107,18 @@ class Exam:
         config: Mapping[str, Any] | None,
         *,
         calibration: Any = None,
-        advance: Callable[[], None] = lambda: None,
+        name: str = "",
+        advance: Callable[[int], None] = lambda prompts: None,
     ) -> Marks:
-        """Ask the model under a configuration; None is the plain model. Raises SightlineError where it does not fit."""
+        """Ask the model under a configuration; None is the plain model.
+
+        Args:
+            name: what the configuration is called where memory runs out.
+            advance: called with the number of prompts that were answered.
+
+        Raises:
+            SightlineError: the configuration does not fit the model.
+        """
         from .. import attach
 
         asked = self._asked
@@ -116,8 +127,8 @@ class Exam:
             nullcontext() if config is None else attach(model, config, calibration=calibration, processor=processor)
         )
         with attached:
-            captions = self._ask(model, processor, list(self.examples), CAPTION_TOKENS, advance)
-            said = dict(zip(asked, self._ask(model, processor, samples, ANSWER_TOKENS, advance), strict=True))
+            captions = self._ask(model, processor, self.examples, CAPTION_TOKENS, name, advance)
+            said = dict(zip(asked, self._ask(model, processor, samples, ANSWER_TOKENS, name, advance), strict=True))
         count = len(self.examples)
         splits = [
             pope(split, [said[one] for one in split], count).ratios["accuracy"] for split in self.questions.values()
@@ -125,12 +136,19 @@ class Exam:
         return Marks(chair(captions, self.truths, self.words), Blend.mean(splits))
 
     def _ask(
-        self, model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int, advance: Callable[[], None]
+        self,
+        model: Any,
+        processor: Any,
+        samples: Sequence[Sample],
+        new_tokens: int,
+        name: str,
+        advance: Callable[[int], None],
     ) -> list[str]:
         said: list[str] = []
-        for start in range(0, len(samples), self.batch):
-            said += [str(reply) for reply in ask(model, processor, samples[start : start + self.batch], new_tokens)]
-            advance()
+        work = lambda some: ask(model, processor, some, new_tokens)  # noqa: E731
+        for replies, _ in self.pace.over(samples, work, name=name):
+            said += map(str, replies)
+            advance(len(replies))
         return said
 
     def pictures(self) -> dict[str, str]:
@@ -144,7 +162,14 @@ class Exam:
 
 
 def exams(
-    data: str, samples: int, report: str | None, report_samples: int, *, seed: int, batch: int
+    data: str,
+    samples: int,
+    report: str | None,
+    report_samples: int,
+    *,
+    seed: int,
+    batch: int,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Exam, Exam | None]:
     """What to tune on and what to report on: other pictures of the same folder, or test scenes, unless `report` says.
 
@@ -153,14 +178,15 @@ def exams(
     """
     notes, more = Notes(), report_samples if report is None and data != TESTBED else 0
     found = examples(data, samples + more, seed=seed, sees=True, notes=notes)
-    asked, rest = Exam.of(found[:samples], seed=seed, batch=batch), found[samples:]
-    if not report_samples:
-        return asked, None
-    if report is not None or data == TESTBED:
+    shown, rest = found[:samples], found[samples:]
+    if report_samples and (report is not None or data == TESTBED):
         rest = examples(report or TESTBED, report_samples, seed=seed, sees=True, notes=notes, split="test")
-    if not rest:
+    for line in notes.lines():
+        say(line)
+    if report_samples and not rest:
         raise SightlineError(
             f"{data} has no pictures beyond the {samples} that are tuned on: lower --samples, name others with"
             " --report, or do without a report (--report-samples 0)"
         )
-    return asked, Exam.of(rest, seed=seed, batch=batch)
+    pace = Pace(batch, say)
+    return Exam.of(shown, seed=seed, pace=pace), Exam.of(rest, seed=seed, pace=pace) if report_samples else None

@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..benchmarks.files import provenance, write_json, write_text
+import torch
+
+from ..benchmarks.files import calibration_hash, config_hash, provenance, write_json, write_text
 from ..benchmarks.stats import difference, interval
+from ..plugin.calibration import Calibration, find_shipped, model_name
 from ..plugin.errors import ConfigError, SightlineError
 from .exam import HIGHER, Exam, Marks
+from .job import Partial
 from .space import Space
 
 PLAIN = "plain"
 KEPT = ("recall:-1", "words:-10", "accuracy:-1")
-"""Guards without --keep."""
+"""Guards that hold unless others are given for the same scores."""
+PARTIAL = "trials.partial"  # what an interrupted search leaves in the folder of its result
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,21 @@ class Guard:
             )
         return guard
 
+    def __str__(self) -> str:
+        return f"{self.score}:{self.change:g}"
+
     def excess(self, values: Mapping[str, float], plain: Mapping[str, float]) -> float:
         """By how much the guard is broken; 0 or less where it holds."""
         value, start = values[self.score], plain[self.score]
         limit = start * (1 + self.change / 100) if self.score == "words" else start + self.change / 100
         return limit - value if self.change <= 0 else value - limit
+
+
+def guards(keep: Sequence[str]) -> list[Guard]:
+    """Those of `KEPT`, less those for whose scores `keep` has others, and these. Raises ConfigError."""
+    given = [Guard.parse(text) for text in keep]
+    named = {guard.score for guard in given}
+    return [guard for guard in map(Guard.parse, KEPT) if guard.score not in named] + given
 
 
 @dataclass(frozen=True)
@@ -81,20 +96,26 @@ def tune(
     exam: Exam,
     *,
     objective: str = "chair_i",
-    keep: Sequence[str] = KEPT,
+    keep: Sequence[str] = (),
     trials: int = 20,
     seed: int = 0,
     reported: Exam | None = None,
     calibration: Any = None,
-    advance: Callable[[str, int], None] = lambda name, total: None,
+    out: Path | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    advance: Callable[[str, int, int], None] = lambda name, prompts, total: None,
 ) -> dict[str, Any]:
     """Search every space and report the best of each; JSON-ready.
 
     Args:
-        objective, keep: scores of `HIGHER`; guards as "recall:-1".
+        objective, keep: scores of `HIGHER`; guards as "recall:-1", in place of those of `KEPT` for the same scores.
         trials: settings that are proposed for each space; one that was tried before is not run again.
         reported: what the best settings are reported on; nothing is reported without.
-        advance: called with a name and the number of batches of one sitting, after each.
+        out: the folder in which an interrupted search leaves the scores of its trials.
+        resume: take over what an interrupted search of the same model and pictures left there.
+        say: tells the user something.
+        advance: called with a name, the number of prompts just answered, and that of all.
 
     Returns:
         `trials`: plain first, `best` marks the chosen one of each space. `chosen`: its configuration by space, None if no
@@ -105,30 +126,59 @@ def tune(
     """
     if objective not in HIGHER:
         raise ConfigError(f"unknown --objective {objective!r}: choose {', '.join(HIGHER)}")
-    guards = [Guard.parse(text) for text in keep]
+    held = guards(keep)
     if reported is not None:
         check_apart(exam, reported)
+    known = find_shipped(model) if calibration is None else Calibration.load(calibration, model)
+    hashes = {"calibration": calibration_hash(known), "pictures": config_hash(exam.pictures())}
+    request = {
+        "model": model_name(model),
+        "dtype": str(getattr(model, "dtype", "")),
+        "seed": seed,
+        "examples": len(exam.examples),
+    }
+    request |= hashes
+    kept = Partial(None if out is None else out / PARTIAL, request, resume=resume)
+    total = exam.prompts * (1 + trials * len(spaces))
+    total += 0 if reported is None else reported.prompts * (1 + len(spaces))
 
     def sit(config: Mapping[str, Any] | None, on: Exam, name: str) -> Marks:
-        tick = lambda: advance(name, on.calls)  # noqa: E731
-        return on.sit(model, processor, config, calibration=calibration, advance=tick)
+        tick = lambda prompts: advance(name, prompts, total)  # noqa: E731
+        return on.sit(model, processor, config, calibration=calibration, name=name, advance=tick)
 
-    plain = sit(None, exam, PLAIN).values
-    table, chosen = [Trial(PLAIN, {}, plain, True)], {}
-    for space in spaces:
-        tried = _search(
-            space, lambda config, name: sit(config, exam, name).values, plain, objective, guards, trials, seed
-        )
-        best = _best(tried, plain, objective)
-        table += [Trial(one.name, one.config, one.values, one.kept, one is best) for one in tried]
-        chosen[space.name] = None if best is None else best.config
-    result: dict[str, Any] = {"objective": objective, "keep": list(keep), "examples": len(exam.examples), "seed": seed}
-    result |= {"trials": [vars(one) for one in table], "chosen": chosen, "report": None}
-    if reported is not None:
-        runs = {PLAIN: sit(None, reported, PLAIN)}
-        runs |= {name: sit(config, reported, name) for name, config in chosen.items() if config is not None}
-        result["report"] = {"examples": len(reported.examples), "runs": _report(runs, seed)}
-    return result | provenance({}) | {"tuned_on": sorted(exam.pictures())}
+    def score(config: Mapping[str, Any] | None, name: str) -> dict[str, float]:
+        stage = json.dumps(config, sort_keys=True)
+        found, done = kept.get(stage)
+        if done:
+            advance(name, exam.prompts, total)
+        else:
+            found = {
+                key: torch.tensor(value, dtype=torch.float64) for key, value in sit(config, exam, name).values.items()
+            }
+            kept.put(stage, found, 1)
+        return {key: float(value) for key, value in found.items()}
+
+    try:
+        plain = score(None, PLAIN)
+        table, chosen = [Trial(PLAIN, {}, plain, True)], {}
+        for space in spaces:
+            tried = _search(space, score, plain, objective, held, trials, seed)
+            best = _best(tried, plain, objective)
+            table += [Trial(one.name, one.config, one.values, one.kept, one is best) for one in tried]
+            chosen[space.name] = None if best is None else best.config
+        result: dict[str, Any] = {"objective": objective, "keep": [str(guard) for guard in held], "seed": seed}
+        result |= {"examples": len(exam.examples), "trials": [vars(one) for one in table], "chosen": chosen}
+        result["report"] = None
+        if reported is not None:
+            runs = {PLAIN: sit(None, reported, PLAIN)}
+            runs |= {name: sit(config, reported, name) for name, config in chosen.items() if config is not None}
+            result["report"] = {"examples": len(reported.examples), "runs": _report(runs, seed)}
+    except BaseException:
+        kept.save()
+        if kept.done and kept.path is not None:
+            say(f"kept the scores of {len(kept.done)} settings in {kept.path}: --resume continues")
+        raise
+    return result | provenance(hashes) | {"tuned_on": sorted(exam.pictures())}
 
 
 def _search(
@@ -136,7 +186,7 @@ def _search(
     score: Callable[[Mapping[str, Any], str], dict[str, float]],
     plain: Mapping[str, float],
     objective: str,
-    guards: Sequence[Guard],
+    held: Sequence[Guard],
     trials: int,
     seed: int,
 ) -> list[Trial]:
@@ -150,13 +200,12 @@ def _search(
     def run(trial: Any) -> float:
         config = space.draw(trial)
         key = json.dumps(config, sort_keys=True)
-        if key not in tried:
-            name = f"{space.name}#{len(tried) + 1}"
-            values = score(config, name)
-            tried[key] = Trial(name, config, values, all(guard.excess(values, plain) <= 1e-9 for guard in guards))
-        for number, guard in enumerate(guards):
-            trial.set_constraint(f"{guard.score} {number}", guard.excess(tried[key].values, plain))
-        return tried[key].values[objective]
+        name = tried[key].name if key in tried else f"{space.name}#{len(tried) + 1}"
+        values = score(config, name)
+        tried[key] = Trial(name, config, values, all(guard.excess(values, plain) <= 1e-9 for guard in held))
+        for number, guard in enumerate(held):
+            trial.set_constraint(f"{guard.score} {number}", guard.excess(values, plain))
+        return values[objective]
 
     study.optimize(run, n_trials=trials if space.open else 1)
     return list(tried.values())
@@ -186,12 +235,15 @@ def _optuna() -> Any:
         import optuna
     except ImportError as error:
         raise SightlineError("tuning needs optuna: pip install 'sightline[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # below, it prints the traceback of an interrupt
     return optuna
 
 
 def save(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the trial table `trials.md`, everything as `result.json`, and each chosen configuration as `NAME.yaml`."""
+    """Write the trial table `trials.md`, everything as `result.json`, and each chosen configuration as `NAME.yaml`.
+
+    What an interrupted search left there goes.
+    """
     import yaml
 
     from .tune_tables import markdown
@@ -204,4 +256,5 @@ def save(result: Mapping[str, Any], folder: Path) -> list[Path]:
             head = f"# Chosen by `{result['command']}`; pictures that it was tuned on: result.json\n"
             written.append(folder / f"{name}.yaml")
             write_text(written[-1], head + yaml.safe_dump(dict(config), sort_keys=False, default_flow_style=None))
+    (folder / PARTIAL).unlink(missing_ok=True)
     return written
