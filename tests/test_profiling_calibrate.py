@@ -319,6 +319,12 @@ def test_profiles_suit_the_model() -> None:
     assert {profile.section for profile in profiles.PROFILES.values()} <= set(Calibration.model_fields)
 
 
+def test_the_shell_names_every_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate", "--help"]) == 0
+    shown_text = "".join(capsys.readouterr().out.split())  # lines are broken behind hyphens
+    assert [name for name in profiles.PROFILES if name not in shown_text] == []
+
+
 # --- public head scores ----------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,8 @@ from sightline.benchmarks import conflicts, loading
 from sightline.plugin.calibration import Calibration
 from sightline.plugin.errors import CalibrationError
 from sightline.plugin.host import Host
-from sightline.profiling import conflict, facts, importance, needles, retrieval, study_report, texts
+from sightline.plugin.sections import Sink
+from sightline.profiling import conflict, facts, importance, needles, retrieval, study, study_report, texts
 from sightline.profiling.direct import Direct, Reader
 from sightline.profiling.job import Job, Partial
 from sightline.profiling.needles import NEEDLES, Needle
@@ -809,3 +810,16 @@ def test_shipped_heads_are_those_of_the_shipped_result() -> None:
     rows = [row for run in result["runs"] for row in run["rows"]]
     assert sum(row["recall"] > 0.5 for row in rows) == sum(run["passed"] for run in result["runs"])
     assert sum(value >= 0.1 for row in result["scores"] for value in row) == round(270 * result["share"])
+
+
+def test_the_study_keeps_what_it_does_not_measure(tmp_path: Path) -> None:
+    result = json.loads((resources.files("sightline.eval") / "results" / "retrieval-heads.json").read_text("utf-8"))
+    model = SimpleNamespace(config=tf.LlamaConfig(num_hidden_layers=30, num_attention_heads=9, hidden_size=576))
+    path = tmp_path / "m.yaml"
+    made = study.calibration(model, result, path)
+    assert made.facts().keys() == {"retrieval_heads", "inducing_heads", "conflict_heads"}
+    sink = {"dims": [507], "tau": 20.0, "source": {"kind": "measured", "command": "sightline calibrate"}}
+    path.write_text(made.model_copy(update={"inducing_heads": None, "sink": Sink.model_validate(sink)}).dump())
+    again = study.calibration(model, result, path)
+    assert again.sink == Sink.model_validate(sink)
+    assert again.model_copy(update={"sink": None}) == made

@@ -88,14 +88,12 @@ def threshold(counts: Tensor, prompts: float) -> float:
     width = round(0.05 / STEP)  # a stretch is five percent to each side
     smooth = torch.nn.functional.avg_pool1d(counts.double()[None], 2 * width + 1, 1, width, count_include_pad=False)[0]
     inside = smooth[median + 1 : top] if top > median + 1 else smooth[median : median + 1]
-    empty = (inside <= inside.min() + 1e-9).tolist()
-    start = length = best = run = 0
-    for at, is_empty in enumerate(empty):
+    length = end = run = 0
+    for at, is_empty in enumerate((inside <= inside.min() + 1e-9).tolist()):
         run = run + 1 if is_empty else 0
         if run > length:
-            length, best = run, at - run + 1
-    start = median + 1 + best
-    return LOW * math.exp(STEP * (start + length / 2))
+            length, end = run, at + 1
+    return LOW * math.exp(STEP * (median + 1 + end - length / 2))
 
 
 def bin_of(value: float) -> int:
