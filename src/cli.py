@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .benchmarks.command import command as evaluate
+from .benchmarks import command as benchmarks
 from .profiling import command as profiling
 from .shell import CalibrationFile, Device, Dtype, JsonFile, Model, Seed, Threads, show, write_json, wrote
 
@@ -170,7 +170,8 @@ app.command()(profiling.tune)
 app.command()(profiling.show)
 
 
-app.command("eval")(evaluate)
+app.command("eval")(benchmarks.command)
+app.command()(benchmarks.report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,10 +15,9 @@ import sightline
 import torch
 from PIL import Image
 from sightline.benchmarks import demo as demos
-from sightline.benchmarks.chair import Vocabulary
+from sightline.benchmarks import report
 from sightline.benchmarks.files import read_suite, write_text
 from sightline.benchmarks.pope import SPLITS
-from sightline.benchmarks.report import annotate, page
 from sightline.benchmarks.run import calls, results, run
 from sightline.benchmarks.tasks import scene_tasks
 from sightline.plugin.errors import ConfigError, SightlineError
@@ -82,7 +79,7 @@ class Processor:
 def scene(index: int) -> SimpleNamespace:
     names = frozenset(WORLD[(index + k) % 4] for k in range(2))
     image = Image.new("RGB", (8, 8), (index, 0, 0))
-    return SimpleNamespace(image=image, names=names, index=index, kind="<kitchen>", split="test")
+    return SimpleNamespace(image=image, names=names, index=index, split="test", seed=0)
 
 
 SCENES = [scene(index) for index in range(12)]
@@ -164,7 +161,13 @@ def test_demo_result_keeps_the_contract(testbed: Model, suite: Path, tmp_path: P
     measured = demos.demo(scenes=6, suite=suite)
     assert testbed.testbed.asked == ["test"]  # type: ignore[attr-defined]
     written = demos.save(measured, tmp_path / "out", tmp_path / "deep" / "result.json")
-    assert [path.name for path in written] == ["report.html", "captions.json", "result.json", "result.json"]
+    assert [path.name for path in written] == [
+        "report.html",
+        "report.md",
+        "samples.jsonl",
+        "result.json",
+        "result.json",
+    ]
     result = json.loads((tmp_path / "deep" / "result.json").read_text())
     assert {"runs", "command", "versions", "hashes"} <= set(result)
     assert result["label"] == "embedded testbed model, generated scenes"
@@ -193,63 +196,31 @@ def test_tables_print(testbed: Model, suite: Path, capsys: pytest.CaptureFixture
     assert all(word in shown for word in ("plain", "mild", "CHAIR_I", "adversarial", "embedded testbed model"))
 
 
-class Reader(HTMLParser):
-    """Collects what a browser would fetch, the marked words, and checks that tags close."""
-
-    VOID = frozenset({"meta", "img", "input", "br", "line", "circle", "rect"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.marked: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "mark":
-            self.marked.append(data)
-
-
-def test_report_is_self_contained_escaped_and_marks(testbed: Model, suite: Path) -> None:
+def test_the_folder_is_one_that_reports_are_made_of(testbed: Model, suite: Path, tmp_path: Path) -> None:
     measured = demos.demo(scenes=4, suite=suite)
-    measured.runs[1].name = measured.result["runs"][1]["name"] = "<wild>"
-    html = page(measured.result, measured.scenes, measured.runs, Vocabulary(WORLD))
-    reader = Reader()
-    reader.feed(html)
-    assert reader.open == []
-    assert len(reader.links) == 4
-    assert all(link.startswith("data:image/png;base64,") for link in reader.links)
-    assert not re.search(r"https?:|@import|url\(|<script", html)
-    # plain and <wild> hallucinate a fork in each of 4 captions, mild in none; the other mark is the legend
-    assert reader.marked == ["marked", *["fork"] * 8]
-    assert "&lt;b&gt;photo&lt;/b&gt; &amp; a" in html
-    assert "&lt;wild&gt;" in html
-    assert "<wild>" not in html
-    assert "&lt;kitchen&gt;" in html
-    assert "embedded testbed model, generated scenes" in html
-    assert "layer 0, head 1" in html  # the head map of mild
+    demos.save(measured, tmp_path / "a", None)
+    made = report.write([tmp_path / "a"], tmp_path / "again")
+    assert (tmp_path / "again" / "report.html").read_text() == (tmp_path / "a" / "report.html").read_text()
+    captions, questions = made.sections
+    assert (captions.benchmark, captions.n, questions.benchmark) == ("chair", 4, "pope")
+    assert [entry["name"] for entry in captions.runs] == ["plain", "wild", "mild"]
+    assert [len(one.samples) for one in made.sections] == [4, 0]
+    wrong = [[m["name"] for m in row["runs"]["plain"]["mentions"] if m["hallucinated"]] for row in captions.samples]
+    assert wrong == [["fork"]] * 4
+    assert captions.samples[1]["runs"]["mild"]["reply"].startswith("A <b>photo</b> & a ")
+    shown = (tmp_path / "a" / "report.html").read_text()
+    assert "<b>photo" not in shown
+    assert all(word in shown for word in (demos.LABEL, "mild: heads that mild chose", "4 scenes of the test split"))
+    assert "layer 0, head 1: 1" in shown  # the head map of mild
 
 
-def test_report_of_plain_alone(testbed: Model) -> None:
-    processor = Processor(testbed)
-    tasks = scene_tasks(processor, SCENES[:2])
-    runs = run(testbed, processor, tasks, {}, attach=attach)
-    result = {"label": "x", "runs": results(runs, tasks), "command": "", "hashes": {}}
-    assert "<h3>plain</h3>" in page(result, SCENES[:2], runs, Vocabulary(WORLD))
-
-
-def test_annotate_marks_exactly_the_hallucinated_words() -> None:
-    vocabulary = Vocabulary(["dog", "hot dog"])
-    html = annotate('Dogs < a "hot dog" & dogma', {"hot dog"}, vocabulary)
-    assert html == "<mark>Dogs</mark> &lt; a &quot;<b>hot dog</b>&quot; &amp; dogma"
+def test_report_of_plain_alone(testbed: Model, tmp_path: Path) -> None:
+    empty = tmp_path / "suite.yaml"
+    empty.write_text("wild: {methods: [{wild: {}}]}")
+    measured = demos.demo(scenes=2, suite=empty)
+    measured.result["runs"], measured.runs = measured.result["runs"][:1], measured.runs[:1]
+    demos.save(measured, tmp_path, None)
+    assert "Change against" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sightline
 import torch
 import typer
 from PIL import Image
@@ -113,6 +114,29 @@ def test_processes_share_and_merge_once(embedded: tuple[Any, Any], tmp_path: Pat
     ]
     assert again[0] is None  # nothing was left to do, and it is merged: one process says so
     assert without_times(again[1]) == without_times(alone)
+
+
+def test_pictures_heads_and_calibration_are_kept_for_the_report(embedded: tuple[Any, Any], tmp_path: Path) -> None:
+    model, processor = embedded
+    bench = chair(3)
+    for place in (Place(0, 2), Place(1, 2)):  # batches of 2 and 1, each by another process
+        result = evaluate(bench, model, processor, named(["vhr"]), tmp_path, settings=Settings(batch=2), place=place)
+    assert result is not None
+    wanted = 0
+    for samples in (bench.samples[:2], bench.samples[2:]):
+        with sightline.attach(model, "vhr", processor=processor) as plug:
+            ask(model, processor, samples, bench.new_tokens)
+            wanted = wanted + len(samples) / 3 * torch.tensor(plug.report()["vhr"]["head_map"])
+    kept = torch.tensor(result["runs"][1]["head_maps"]["vhr"])
+    assert 0 < kept.mean() < 1
+    torch.testing.assert_close(kept, wanted, atol=1e-3, rtol=0)
+    assert result["runs"][0]["head_maps"] == {}
+    (known,) = result["calibrations"].values()
+    assert len(known["head_tables"]["visual_heads.scores"]) == model.config.text_config.num_hidden_layers
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    for sample, row in zip(bench.samples, rows, strict=True):
+        assert isinstance(sample.image, Image.Image)
+        assert Image.open(tmp_path / row["image"]).tobytes() == sample.image.convert("RGB").tobytes()
 
 
 def _share(model: Any, processor: Any, out: Path, rank: int) -> None:

@@ -60,7 +60,11 @@ class Tables:
 
     def nouns(self, caption: str) -> list[str]:
         """The words of a caption that the tables know, in the singular."""
-        return [self.singular[word] for word in re.findall(r"[a-z]+", caption.lower()) if word in self.singular]
+        return [self.singular[one.group().lower()] for one in self.found(caption)]
+
+    def found(self, caption: str) -> list[re.Match[str]]:
+        """Where these words stand."""
+        return [one for one in re.finditer(r"[A-Za-z]+", caption) if one.group().lower() in self.singular]
 
     def group(self, name: str) -> set[str]:
         return {name, *self.kin.get(name, ())}
@@ -158,6 +162,7 @@ class Amber(Benchmark):
         "n": "n",
     }
     percent = frozenset(columns) - {"words", "unparsed", "n"}
+    lower = frozenset({"chair", "hal", "cog"})
 
     facts: list[dict[str, Any]] = field(default_factory=list)
     tables: Tables = field(default_factory=lambda: Tables({}, frozenset()))
@@ -234,10 +239,13 @@ class Amber(Benchmark):
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
         if self.facts[number]["type"] != GENERATIVE:
-            return {"reply": reply, "yes": says(reply)}
+            return {"reply": reply, "yes": says(reply), "right": says(reply) == self.facts[number]["truth"]}
         read = self._read(number, reply)
-        wrong = [word for word, bad in read.flags if bad]
-        return {"reply": reply, "nouns": len(read.flags), "hallucinated": wrong, "covered": sorted(read.covered)}
+        mentions = [
+            {"name": word, "start": noun.start(), "end": noun.end(), "hallucinated": bad}
+            for noun, (word, bad) in zip(self.tables.found(reply), read.flags, strict=True)
+        ]
+        return {"reply": reply, "words": len(reply.split()), "mentions": mentions, "covered": sorted(read.covered)}
 
 
 def _answer(reply: str) -> Answer:

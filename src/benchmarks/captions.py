@@ -41,20 +41,23 @@ class ChairBenchmark(Benchmark):
         "n": "n",
     }
     percent = frozenset({"s", "i", "recall", "precision", "f1"})
+    lower = frozenset({"s", "i"})
 
     truths: list[Collection[str]] = field(default_factory=list)
     vocabulary: Vocabulary = field(default_factory=lambda: Vocabulary([]))
 
     @classmethod
     def read(cls, source: Source) -> ChairBenchmark:
-        return cls._of_scenes(source) if source.folder is None else cls._of_coco(source.folder, source)
+        if source.folder is None:
+            return cls.of_scenes(scenes(source), source.prompt or PROMPT)
+        return cls._of_coco(source.folder, source)
 
     @classmethod
-    def _of_scenes(cls, source: Source) -> ChairBenchmark:
+    def of_scenes(cls, shown: Sequence[Any], prompt: str) -> ChairBenchmark:
+        """Captions of the testbed's scenes."""
         from .tasks import CAPTION_TOKENS, scene_vocabulary
 
-        shown = scenes(source)
-        samples = [Sample(scene_name(scene), source.prompt or PROMPT, scene.image) for scene in shown]
+        samples = [Sample(scene_name(scene), prompt, scene.image) for scene in shown]
         made = cls(samples, Notes(), [scene.names for scene in shown], scene_vocabulary())
         made.new_tokens = CAPTION_TOKENS
         return made

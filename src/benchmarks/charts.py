@@ -6,34 +6,36 @@ from collections.abc import Sequence
 from html import escape
 
 ROW = 24
-LABELS = 104
+LETTERS = 30
+"""Letters of a run's name that fit beside a line."""
 
 
-def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float]]], *, lower_is_better: bool) -> str:
-    """Differences to plain with their intervals, one line per run, in points (rates are fractions).
+def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float], str]], *, scale: float) -> str:
+    """Differences with their intervals, one line per run, times `scale` (100 turns fractions into points).
 
-    A run is coloured when its interval leaves zero out: good or bad by the direction that the score wants.
+    A row is a run's name, the difference, its interval, and how it counts: good, bad or open.
     """
-    width, plot = 380, 208
-    reach = max([0.005, *(abs(bound) for _, _, between in rows for bound in between)]) * 1.08
+    names = [name if len(name) <= LETTERS else name[: LETTERS - 1] + "…" for name, *_ in rows]
+    labels, plot = 16 + 7.5 * max([8, *map(len, names)]), 208
+    width = round(labels + plot + 68)
+    reach = max([0.5 / scale, *(abs(bound) for _, _, between, _ in rows for bound in between)]) * 1.08
     height = ROW * len(rows) + 26
-    middle = LABELS + plot / 2
+    middle = labels + plot / 2
 
     def x(value: float) -> float:
         return middle + value / reach * plot / 2
 
     parts = [f'<line class="zero" x1="{middle:.1f}" y1="2" x2="{middle:.1f}" y2="{height - 22}"/>']
-    for number, (name, value, (low, high)) in enumerate(rows):
+    for number, (name, (_, value, (low, high), kind)) in enumerate(zip(names, rows, strict=True)):
         y = ROW * number + 14
-        kind = ("good" if (high < 0) == lower_is_better else "bad") if low > 0 or high < 0 else "open"
         parts.append(
-            f'<text class="name" x="{LABELS - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
+            f'<text class="name" x="{labels - 10:.1f}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
             f'<g class="{kind}"><line x1="{x(low):.1f}" y1="{y}" x2="{x(high):.1f}" y2="{y}"/>'
             f'<circle cx="{x(value):.1f}" cy="{y}" r="4.5"/></g>'
-            f'<text class="num {kind}" x="{width - 2}" y="{y + 4}" text-anchor="end">{points(value)}</text>'
+            f'<text class="num {kind}" x="{width - 2}" y="{y + 4}" text-anchor="end">{_signed(scale * value)}</text>'
         )
     for sign in (-1, 0, 1):
-        text = points(sign * reach / 1.08) if sign else "0"
+        text = _signed(scale * sign * reach / 1.08) if sign else "0"
         parts.append(
             f'<text class="tick" x="{x(sign * reach / 1.08):.1f}" y="{height - 6}" text-anchor="middle">{text}</text>'
         )
@@ -90,9 +92,8 @@ def heat(title: str, grid: Sequence[Sequence[float]]) -> str:
     return _figure(title, left + cell * heads + 4, top + cell * len(grid) + 4, parts)
 
 
-def points(value: float) -> str:
-    """A difference of fractions as signed percentage points."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _figure(title: str, width: int, height: int, parts: Sequence[str]) -> str:

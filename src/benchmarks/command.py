@@ -1,11 +1,21 @@
-"""The command `sightline eval`: parses, calls, prints. `torchrun -m sightline.benchmarks.command eval ...` runs it alone."""
+"""The commands `sightline eval` and `sightline report`: parse, call, print.
+
+`torchrun -m sightline.benchmarks.command eval ...` runs them alone.
+"""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Pictures(str, Enum):
+    """How pictures come into a report."""
+
+    embed, link, none = "embed", "link", "none"
 
 
 def command(
@@ -132,8 +142,55 @@ def command(
         typer.echo(f"wrote {json}")
 
 
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders that sightline eval or demo wrote, or folders of such folders."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and report.md.")] = Path(
+        "report-out"
+    ),
+    pictures: Annotated[Pictures, typer.Option(help="Copy pictures into the page, link to their files, or none.")] = (
+        Pictures.embed
+    ),
+    picture_limit: Annotated[
+        float, typer.Option(min=0, metavar="MB", help="Megabytes of picture copies; they shrink to fit.")
+    ] = 24,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where pictures lie that are not where they were.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
+) -> None:
+    """Put results side by side: one HTML page with every caption, its hallucinated words marked, and a Markdown page."""
+    from rich.console import Console
+
+    from . import report as reports
+    from .demo import progress_bar
+    from .files import check_writable, write_json
+    from .tables import differences, rich, scores
+
+    check_writable(out / reports.PAGE, out / reports.TABLES, json)
+    options = reports.Options(pictures.value, picture_limit, images)
+    with progress_bar() as bar:
+        job = bar.add_task("pictures", total=None)
+        made = reports.write(folders, out, options, advance=lambda total: bar.update(job, advance=1, total=total))
+    console = Console() if Console().is_terminal else Console(width=180)
+    for one in made.sections:
+        console.print(rich(f"{one.benchmark}, {one.n} samples", scores(one.result, one.kind), ""), highlight=False)
+        changes = differences(one.result, one.kind)
+        if changes.rows:
+            console.print(rich("differences, paired", changes, ""), highlight=False)
+    for line in [*(note for one in made.sections for note in one.notes), *made.unfinished()]:
+        typer.echo(f"note: {line}")
+    typer.echo(f"wrote {out / reports.PAGE}, {reports.TABLES}")
+    if json is not None:
+        write_json(json, made.result)
+        typer.echo(f"wrote {json}")
+
+
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False)
     app.callback()(lambda: None)
     app.command("eval")(command)
+    app.command()(report)
     app(prog_name="sightline")

@@ -8,42 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..plugin.calibration import find_shipped, found_at
-from .files import (
-    calibration_hash,
-    config_hash,
-    images_hash,
-    model_hash,
-    provenance,
-    read_suite,
-    write_json,
-    write_text,
-)
+from .captions import ChairBenchmark
+from .evaluate import RESULT, SAMPLES, write_samples
+from .files import calibration_hash, config_hash, images_hash, model_hash, provenance, read_suite, write_json
 from .pope import SPLITS
 from .run import Attach, Run, calls, results, run
-from .tasks import scene_tasks, scene_vocabulary
+from .tasks import scene_tasks
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
 LABEL = "embedded testbed model, generated scenes"
+ABOUT = (
+    "A small vision-language model, trained for this project on generated scenes with strong co-occurrence habits, "
+    "describes scenes it has never seen and answers questions about them: plain, then with Sightline attached. No weight "
+    "is changed. Greedy decoding, {scenes} scenes of the {split} split, seed {seed}. The numbers speak of this model only."
+)
 SPLIT = "test"
 """The split of the demo; settings are chosen on "calibration" (`sightline tune`), never here."""
 
 
 @dataclass
 class Demo:
-    """What a demo measured: the JSON-ready result, the scenes, and the runs with every caption."""
+    """What a demo measured: the JSON-ready result, the captions' benchmark, and the runs with every caption."""
 
     result: dict[str, Any]
-    scenes: list[Any]
+    captions: ChairBenchmark
     runs: list[Run]
-
-    def page(self) -> str:
-        """The HTML report, one self-contained file."""
-        from .report import page
-
-        return page(self.result, self.scenes, self.runs, scene_vocabulary())
 
 
 def demo(
@@ -89,25 +81,24 @@ def demo(
         "suite": config_hash(configs),
         "calibration": calibration_hash(find_shipped(model)),
     }
-    result: dict[str, Any] = {"label": LABEL, "runs": results(runs, tasks, seed=seed)}
+    about = ABOUT.format(scenes=scenes, split=SPLIT, seed=seed)
+    result: dict[str, Any] = {"label": LABEL, "about": about, "runs": results(runs, tasks, seed=seed)}
     result |= {"split": SPLIT, "scenes": scenes, "seed": seed, "batch": tasks[0].batch, "threads": threads}
     result |= {"calibration": found_at(model), **provenance(hashes)}
-    return Demo(result, shown, runs)
+    return Demo(result, ChairBenchmark.of_scenes(shown, testbed.CAPTION_PROMPT), runs)
 
 
 def save(measured: Demo, folder: Path | None, json_file: Path | None) -> list[Path]:
-    """Write `report.html`, `captions.json` and `result.json` into the folder, and the result to the JSON file."""
+    """Write what `sightline report` reads, and its pages, into the folder, and the result to the JSON file."""
+    from . import report
+
     written = []
     if folder is not None:
-        captions = [
-            {"index": scene.index, "truth": sorted(scene.names)}
-            | {item.name: item.replies["chair"][number] for item in measured.runs}
-            for number, scene in enumerate(measured.scenes)
-        ]
-        write_text(folder / "report.html", measured.page())
-        write_json(folder / "captions.json", captions)
-        write_json(folder / "result.json", measured.result)
-        written += [folder / "report.html", folder / "captions.json", folder / "result.json"]
+        replies = {item.name: item.replies["chair"] for item in measured.runs}
+        write_samples(measured.captions, replies, folder)
+        write_json(folder / RESULT, measured.result)
+        report.write([folder], folder)
+        written += [folder / name for name in (report.PAGE, report.TABLES, SAMPLES, RESULT)]
     if json_file is not None:
         write_json(json_file, measured.result)
         written.append(json_file)

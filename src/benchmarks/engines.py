@@ -16,6 +16,7 @@ from .evaluate import fingerprint
 from .files import provenance, write_json, write_text
 from .offline import HARNESSES, benchmark_task, local_task, package_folder
 from .run import PLAIN
+from .tables import harness, pipes
 
 RESULT, SUMMARY = "result.json", "summary.md"
 
@@ -103,14 +104,7 @@ def run(
 
 def markdown(result: Mapping[str, Any]) -> str:
     """A table for each task: a row for each run, a column for each score."""
-    parts = []
-    for task, runs in result["tasks"].items():
-        keys = list(dict.fromkeys(key for scores in runs.values() for key in scores))
-        lines = [f"## {task} ({result['engine']})", "", f"| run | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-        for name, scores in runs.items():
-            cells = [f"{scores[key]:.4f}" if key in scores else "" for key in keys]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines) + "\n")
+    parts = [f"## {task} ({result['engine']})\n\n{pipes(harness(runs))}" for task, runs in result["tasks"].items()]
     return "\n".join(parts)
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..plugin.calibration import Calibration, find_shipped
 from ..plugin.config import Config
 from ..plugin.errors import ConfigError
@@ -25,11 +27,11 @@ from ..plugin.registry import methods
 from .asking import ask
 from .files import calibration_hash, config_hash, provenance, write_json, write_text
 from .readers import Notes
-from .run import PLAIN, Run, results
-from .store import Store, batches, one_at_a_time
+from .run import PLAIN, Run, head_maps, results
+from .store import Row, Store, batches, one_at_a_time
 from .suite import Benchmark, Reply
 
-RESULT, SAMPLES, SUMMARY = "result.json", "samples.jsonl", "summary.md"
+RESULT, SAMPLES, SUMMARY, PICTURES = "result.json", "samples.jsonl", "summary.md", "pictures"
 ANSWERS = "answers"
 
 
@@ -149,7 +151,7 @@ def evaluate(
             pass
     hashes = {"model": fingerprint(model), "data": benchmark.data_hash()}
     made = {"new_tokens": new_tokens, "batch": settings.batch, "dtype": str(model.dtype)}
-    shared = {"benchmark": benchmark.name, **hashes, **made}
+    shared = {"benchmark": benchmark.name, "samples": len(benchmark.samples), **hashes, **made}
     with ExitStack() as stack:
         stores = {
             name: stack.enter_context(Store(out / name, {**shared, **plan.identity}, place.rank))
@@ -172,7 +174,10 @@ def evaluate(
                 "a question without a picture went to the plain model: the configuration works on pictures", unseen
             )
         runs = [_gathered(benchmark, name, plan, rows[name]) for name, plan in plans.items()]
-        return merge(benchmark, runs, out, hashes, notes, settings={**made, "seed": settings.seed})
+        known = {plan.identity["calibration"]: plan.calibration for plan in plans.values() if plan.calibration}
+        maps = {digest: {"model": one.model, "head_tables": one.head_tables()} for digest, one in known.items()}
+        made |= {"seed": settings.seed}
+        return merge(benchmark, runs, out, hashes, notes, settings=made, calibrations=maps)
 
 
 def _share(
@@ -198,12 +203,16 @@ def _share(
                 ask(model, processor, samples, min(2, new_tokens))
                 warm = True
             if samples:
-                with plan.attached(model, processor, blind=samples[0].image is None):
+                with plan.attached(model, processor, blind=samples[0].image is None) as plug:
                     begun = time.perf_counter()
                     replies = ask(model, processor, samples, new_tokens)
                     seconds = (time.perf_counter() - begun) / len(samples)
-                rows = zip(samples, replies, strict=True)
-                stores[name].append({"id": one.id, "reply": reply, "seconds": seconds} for one, reply in rows)
+                    chosen = head_maps(plug.report() if hasattr(plug, "report") else {})
+                said = zip(samples, replies, strict=True)
+                rows: list[Row] = [{"id": one.id, "reply": reply, "seconds": seconds} for one, reply in said]
+                if chosen:  # of the whole batch, so that a batch is one line's
+                    rows[0]["heads"] = {method: _counts(grid * len(rows)) for method, grid in chosen.items()}
+                stores[name].append(rows)
             advance(name, len(mine) * len(plans))
     return warm
 
@@ -222,27 +231,57 @@ def merge(
     notes: Notes,
     *,
     settings: Mapping[str, Any],
+    calibrations: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score complete runs, the first of which the others are compared with, and write the merged files into `out`."""
+    """Score complete runs, the first of which the others are compared with, and write the merged files into `out`.
+
+    `calibrations`: what to show of the calibration files, by their hashes.
+    """
     from .tables import markdown
 
     replies = {run.name: run.replies[benchmark.name] for run in runs}
     notes.add("an empty reply", sum(said == "" for one in replies.values() for said in one))
     entries = results(runs, [benchmark], seed=int(settings["seed"]))
     result: dict[str, Any] = {"benchmark": benchmark.name, "runs": entries, "n": len(benchmark.samples)}
-    result |= {"notes": notes.lines(), "settings": dict(settings), **provenance(hashes)}
-    lines = []
-    for number, sample in enumerate(benchmark.samples):
-        row: dict[str, Any] = {"id": sample.id, "text": sample.text}
-        row |= {"image": sample.image.name} if isinstance(sample.image, Path) else {}
-        row |= {"truth": benchmark.truth(number)}
-        row |= {"runs": {name: benchmark.detail(number, said[number]) for name, said in replies.items()}}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(out / SAMPLES, "".join(lines))
+    result |= {"notes": notes.lines(), "settings": dict(settings), "calibrations": dict(calibrations or {})}
+    result |= provenance(hashes)
+    write_samples(benchmark, replies, out)
     result["files"] = [path.relative_to(out).as_posix() for path in benchmark.export(out, replies)]
     write_text(out / SUMMARY, markdown(result, benchmark))
     write_json(out / RESULT, result)  # last: who finds it finds the others
     return result
+
+
+def write_samples(benchmark: Benchmark, replies: Mapping[str, Sequence[Reply]], out: Path) -> None:
+    """`samples.jsonl`: every sample with its truth and what each run's reply amounts to. Pictures that no file holds are
+
+    saved beside it.
+    """
+    lines, pictures = [], Pictures(out)
+    for number, sample in enumerate(benchmark.samples):
+        row: dict[str, Any] = {"id": sample.id, "text": sample.text}
+        row |= {} if sample.image is None else {"image": pictures.place(sample.image)}
+        row |= {"truth": benchmark.truth(number)}
+        row |= {"runs": {name: benchmark.detail(number, said[number]) for name, said in replies.items()}}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(out / SAMPLES, "".join(lines))
+
+
+class Pictures:
+    """Where pictures lie: files stay where they are, others are saved in the folder, each once."""
+
+    def __init__(self, out: Path):
+        self.out, self.saved = out, dict[int, str]()
+
+    def place(self, image: Any) -> str:
+        """The path of a file, or that of a saved picture relative to the folder."""
+        if isinstance(image, Path):
+            return str(image.absolute())
+        if id(image) not in self.saved:
+            name = self.saved[id(image)] = f"{PICTURES}/{len(self.saved)}.png"
+            (self.out / PICTURES).mkdir(parents=True, exist_ok=True)
+            image.convert("RGB").save(self.out / name)
+        return self.saved[id(image)]
 
 
 def fingerprint(model: Any) -> str:
@@ -259,7 +298,20 @@ def _gathered(benchmark: Benchmark, name: str, plan: Plan, rows: Mapping[str, Ma
     mine = [rows[sample.id] for sample in benchmark.samples]
     replies: list[Reply] = [row["reply"] for row in mine]
     config = {} if plan.config is None else plan.config.dump()
-    return Run(name, config, {benchmark.name: replies}, {benchmark.name: sum(row.get("seconds", 0.0) for row in mine)})
+    seconds = sum(row.get("seconds", 0.0) for row in mine)
+    run = Run(name, config, {benchmark.name: replies}, {benchmark.name: seconds})
+    for row in mine:
+        for method, counts in row.get("heads", {}).items():
+            grid = run.head_maps.setdefault(method, np.zeros(counts["shape"]))
+            for layer, head, times in counts["chosen"]:
+                grid[layer, head] += times / len(mine)
+    return run
+
+
+def _counts(grid: np.ndarray) -> dict[str, Any]:
+    """A layer x head map in short: its shape, and (layer, head, value) where it is not zero."""
+    chosen = [[int(layer), int(head), round(float(grid[layer, head]), 3)] for layer, head in np.argwhere(grid)]
+    return {"shape": list(grid.shape), "chosen": chosen}
 
 
 def _merged(out: Path, stores: Iterable[Store]) -> bool:

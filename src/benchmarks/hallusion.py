@@ -138,7 +138,7 @@ class HallusionBench(Benchmark):
         return {"label": "yes" if self.items[number].yes else "no"}
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
-        return {"reply": reply, "yes": says(reply)}
+        return {"reply": reply, "yes": says(reply), "right": says(reply) == self.items[number].yes}
 
 
 def _sees(row: dict[str, Any]) -> bool:

@@ -124,7 +124,8 @@ class MME(Benchmark):
         return {"subset": subset, "label": "yes" if yes else "no"}
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
-        return {"reply": reply, "yes": parse(reply).yes}
+        answer = parse(reply).yes
+        return {"reply": reply, "yes": answer, "right": answer == self.asked[number][2]}
 
 
 def _pairs(folder: Path) -> list[tuple[Path, list[tuple[int, str, bool]]]]:

@@ -131,7 +131,8 @@ class PopeBenchmark(Benchmark):
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
         answer = parse(reply)
-        return {"reply": reply, "yes": answer.yes, "said": answer.said}
+        right = answer.yes == (self.facts[number]["label"] == "yes")
+        return {"reply": reply, "yes": answer.yes, "said": answer.said, "right": right}
 
     def answers(self, path: Path) -> list[Reply]:
         """Replies made elsewhere, by `question_id`: a folder with a file for each split, or one file for one split."""

@@ -136,7 +136,9 @@ def run(
                 item.replies.setdefault(task.name, []).extend(replies)
                 item.seconds[task.name] = item.seconds.get(task.name, 0.0) + seconds
                 if task is tasks[0]:
-                    _add_head_maps(item, report, len(replies) / len(task.requests()))
+                    for method, grid in head_maps(report).items():
+                        share = grid * (len(replies) / len(task.requests()))
+                        item.head_maps[method] = item.head_maps.get(method, 0.0) + share
                 advance(item.name)
     return runs
 
@@ -164,7 +166,8 @@ def results(runs: Sequence[Run], tasks: Sequence[Scorer], *, seed: int = 0) -> l
     Each entry has `name`, `config`, the scores under each task's name, `time_ratio` (seconds of the first task's
     `generate` calls over those of plain), `intervals` (95 % bootstrap over images, same shape as the scores) and
     `differences` to plain, as `{"value", "interval"}` from paired resampling; there, questions that are right or wrong
-    add `mcnemar`, as `{"gained", "lost", "p"}`. Also the `seconds` and `head_maps`.
+    add `mcnemar`, as `{"gained", "lost", "p"}`. `against` names the run that it is compared with, None for that run
+    itself. Also the `seconds` and `head_maps`.
     """
     entries = []
     plain = {task.name: task.score(runs[0].replies[task.name]) for task in tasks}
@@ -175,6 +178,7 @@ def results(runs: Sequence[Run], tasks: Sequence[Scorer], *, seed: int = 0) -> l
             {
                 "name": item.name,
                 "config": item.config,
+                "against": None if item is runs[0] else runs[0].name,
                 **{name: _each(score, lambda one: one.values) for name, score in scores.items()},
                 "time_ratio": item.seconds[timed] / runs[0].seconds[timed] if runs[0].seconds[timed] else 0.0,
                 "seconds": item.seconds,
@@ -205,12 +209,10 @@ def _differences(scores: Scores, plain: Scores, seed: int) -> dict[str, Any]:
     return found
 
 
-def _add_head_maps(item: Run, report: Mapping[str, Any], share: float) -> None:
-    """Add what the plugin reports of one batch, which holds that share of all rows."""
-    for method, facts in report.items():
-        if facts.get("head_map") is not None:
-            grid = share * np.asarray(facts["head_map"], dtype=np.float64)
-            item.head_maps[method] = item.head_maps.get(method, 0.0) + grid
+def head_maps(report: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """From what the plugin reports of a batch: method -> share of its rows in which a head was chosen, [layers, heads]."""
+    found = {method: facts["head_map"] for method, facts in report.items() if facts.get("head_map") is not None}
+    return {method: np.asarray(grid, dtype=np.float64) for method, grid in found.items()}
 
 
 def _generate(model: Any, processor: Any, inputs: Any, new_tokens: int) -> tuple[list[str], float]:

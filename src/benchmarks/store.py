@@ -81,14 +81,19 @@ class Store:
         Raises:
             StoreError: a line is damaged, other than a last one that is cut off: file and line are named.
         """
-        found: dict[str, Row] = {}
-        for path in sorted(self.folder.glob("rank-*.jsonl")):
-            for place, line in _whole_lines(path):
-                row = _row(place, line)
-                if row["id"] in found and notes is not None:
-                    notes.add("a sample was done twice: the first reply counts")
-                found.setdefault(row["id"], row)
-        return found
+        return finished(self.folder, notes)
+
+
+def finished(folder: Path, notes: Notes | None = None) -> dict[str, Row]:
+    """What `Store.done` says, without opening the folder's run. Raises StoreError."""
+    found: dict[str, Row] = {}
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        for place, line in _whole_lines(path):
+            row = _row(place, line)
+            if row["id"] in found and notes is not None:
+                notes.add("a sample was done twice: the first reply counts")
+            found.setdefault(row["id"], row)
+    return found
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -66,13 +66,16 @@ class Benchmark(ABC):
     """Samples in a fixed order and how to score one reply for each.
 
     name: its key in results. new_tokens: the longest reply. columns: score -> heading, in the order they are printed;
-    `percent` of them are fractions. answer_keys: names under which an answers file may hold a reply.
+    `percent` of them are fractions, `lower` get better downwards and `neutral` have no better direction. answer_keys:
+    names under which an answers file may hold a reply.
     """
 
     name: ClassVar[str]
     new_tokens = 16
     columns: ClassVar[Mapping[str, str]]
     percent: ClassVar[frozenset[str]] = frozenset()
+    lower: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[frozenset[str]] = frozenset({"words", "mentions", "yes_ratio", "unparsed", "empty", "n"})
     answer_keys: ClassVar[tuple[str, ...]] = ("reply", "answer", "text", "caption", "response")
 
     samples: list[Sample]
@@ -92,7 +95,11 @@ class Benchmark(ABC):
         return {}
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
-        """What a reply to sample `number` amounts to, for the same file."""
+        """What a reply to sample `number` amounts to, for the same file: `reply`, and what a scorer can point at.
+
+        `right`: whether an answer is; `mentions`: the things a text names, each with its characters `start` to `end` and
+        whether it is `hallucinated`.
+        """
         return {"reply": reply}
 
     def answers(self, path: Path) -> list[Reply]:

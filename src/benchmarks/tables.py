@@ -1,8 +1,11 @@
-"""The tables of an evaluation, for a terminal and as Markdown: scores with intervals, then differences to the first run."""
+"""The tables of an evaluation, for a terminal, as Markdown and as HTML: scores with intervals, then paired differences."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .suite import Benchmark
@@ -10,56 +13,107 @@ from .suite import Benchmark
 if TYPE_CHECKING:
     from rich.table import Table
 
-Grid = tuple[list[str], list[list[str]]]
+Scored = Benchmark | type[Benchmark]
+SPLIT, RUN = "split", "run"
 
 
-def scores(result: Mapping[str, Any], benchmark: Benchmark) -> Grid:
+@dataclass(frozen=True)
+class Cell:
+    """A text, what stands in brackets behind it, and for a difference how it counts: good, bad or open."""
+
+    text: str
+    between: str = ""
+    kind: str = ""
+
+    def joined(self, by: str = " ") -> str:
+        return f"{self.text}{by}({self.between})" if self.between else self.text
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Headings, and rows of as many cells. Rows of one split stand together."""
+
+    header: list[str]
+    rows: list[list[Cell]]
+
+
+def scores(result: Mapping[str, Any], benchmark: Scored) -> Grid:
     """A row for each split and run, a column for each score that one of them has; intervals behind the scores."""
     parts = list(_parts(result, benchmark))
     columns = [key for key in benchmark.columns if any(key in values for _, _, values, _, _ in parts)]
     rows = []
     for split, entry, values, intervals, _ in parts:
-        cells = [_cell(values.get(key), intervals.get(key), key in benchmark.percent) for key in columns]
-        rows.append([*([split] if split is not None else []), entry["name"], *cells, f"{entry['time_ratio']:.2f}"])
-    first = ["split"] if parts[0][0] is not None else []
-    return [*first, "run", *(benchmark.columns[key] for key in columns), "time"], rows
+        cells = [_score(values.get(key), intervals.get(key), key in benchmark.percent) for key in columns]
+        rows.append([*_names(split, entry), *cells, Cell(f"{entry['time_ratio']:.2f}")])
+    return Grid([*_first(parts), *(benchmark.columns[key] for key in columns), "time"], rows)
 
 
-def differences(result: Mapping[str, Any], benchmark: Benchmark) -> Grid:
-    """A row for each split and run but the first: paired differences, in points where the score is a percentage."""
-    parts = [part for part in _parts(result, benchmark) if part[1] is not result["runs"][0]]
+def differences(result: Mapping[str, Any], benchmark: Scored) -> Grid:
+    """A row for each split and run that is compared: paired differences, in points where the score is a percentage."""
+    parts = [part for part in _parts(result, benchmark) if part[1]["against"] is not None]
     columns = [key for key in benchmark.columns if any(key in changes for *_, changes in parts)]
     tested = any("mcnemar" in changes for *_, changes in parts)
     rows = []
     for split, entry, _, _, changes in parts:
-        cells = [_change(changes[key], key in benchmark.percent) if key in changes else "" for key in columns]
+        cells = [_change(changes[key], key, benchmark) if key in changes else Cell("") for key in columns]
         if tested:
             found = changes.get("mcnemar")
-            cells.append(f"+{found['gained']} -{found['lost']}, p = {found['p']:.3g}" if found else "")
-        rows.append([*([split] if split is not None else []), entry["name"], *cells])
-    first = ["split"] if parts and parts[0][0] is not None else []
-    return [*first, "run", *(benchmark.columns[key] for key in columns), *(["McNemar"] if tested else [])], rows
+            cells.append(Cell(f"+{found['gained']} -{found['lost']}, p = {found['p']:.3g}" if found else ""))
+        rows.append([*_names(split, entry), *cells])
+    return Grid([*_first(parts), *(benchmark.columns[key] for key in columns), *(["McNemar"] if tested else [])], rows)
 
 
-def markdown(result: Mapping[str, Any], benchmark: Benchmark) -> str:
+def harness(runs: Mapping[str, Mapping[str, float]]) -> Grid:
+    """A row for each run, a column for each score, as a harness names them."""
+    keys = list(dict.fromkeys(key for found in runs.values() for key in found))
+    rows = [
+        [Cell(name), *(Cell(f"{found[key]:.4f}" if key in found else "") for key in keys)]
+        for name, found in runs.items()
+    ]
+    return Grid([RUN, *keys], rows)
+
+
+def kind(change: Mapping[str, Any], key: str, benchmark: Scored) -> str:
+    """How a difference counts: open, unless its interval leaves zero out and the score has a better direction."""
+    low, high = change["interval"]
+    if low <= 0 <= high or key in benchmark.neutral:
+        return "open"
+    return "good" if (high < 0) == (key in benchmark.lower) else "bad"
+
+
+def markdown(result: Mapping[str, Any], benchmark: Scored) -> str:
     """The tables, the notes and where the numbers come from, as a Markdown page."""
-    hashes = "\n".join(f"- {name}: `{digest}`" for name, digest in result["hashes"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    notes = "".join(f"- {note}\n" for note in result["notes"])
     return (
-        f"# {benchmark.name}, {result['n']} samples\n\n`{result['command']}`\n\n{legend(result)}\n\n"
-        + _markdown(scores(result, benchmark))
-        + (f"\n{_markdown(differences(result, benchmark))}" if len(result["runs"]) > 1 else "")
-        + (f"\n{notes}" if notes else "")
-        + f"\n{versions}\n\n{hashes}\n"
+        f"# {benchmark.name}, {result['n']} samples\n\n{code(result['command'])}\n\n{legend(result)}\n\n"
+        + body(result, benchmark)
+        + f"\n{made_with(result)}"
     )
 
 
-def terminal(result: Mapping[str, Any], benchmark: Benchmark) -> list[Any]:
+def body(result: Mapping[str, Any], benchmark: Scored) -> str:
+    """The tables and the notes as Markdown."""
+    changes = differences(result, benchmark)
+    notes = "".join(f"- {one_line(note)}\n" for note in result["notes"])
+    return (
+        pipes(scores(result, benchmark))
+        + (f"\n{pipes(changes)}" if changes.rows else "")
+        + (f"\n{notes}" if notes else "")
+    )
+
+
+def made_with(result: Mapping[str, Any]) -> str:
+    """Versions and hashes as Markdown."""
+    hashes = "\n".join(f"- {name}: `{digest}`" for name, digest in result["hashes"].items())
+    return ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + f"\n\n{hashes}\n"
+
+
+def terminal(result: Mapping[str, Any], benchmark: Scored) -> list[Any]:
     """The tables and notes for a terminal."""
-    shown: list[Any] = [_rich(f"{benchmark.name}, {result['n']} samples", scores(result, benchmark), legend(result))]
-    if len(result["runs"]) > 1:
-        shown.append(_rich(f"against {result['runs'][0]['name']}", differences(result, benchmark), ""))
+    shown: list[Any] = [rich(f"{benchmark.name}, {result['n']} samples", scores(result, benchmark), legend(result))]
+    changes = differences(result, benchmark)
+    if changes.rows:
+        against = ", ".join(dict.fromkeys(entry["against"] for entry in result["runs"] if entry["against"]))
+        shown.append(rich(f"against {against}", changes, ""))
     return shown + [f"note: {note}" for note in result["notes"]]
 
 
@@ -72,7 +126,58 @@ def legend(result: Mapping[str, Any]) -> str:
     )
 
 
-def _parts(result: Mapping[str, Any], benchmark: Benchmark) -> Iterator[tuple[str | None, Any, Any, Any, Any]]:
+def pipes(grid: Grid) -> str:
+    """A grid as a Markdown table."""
+    rows = [grid.header, ["---"] * len(grid.header), *([cell.joined() for cell in row] for row in grid.rows)]
+    return "".join("| " + " | ".join(one_line(text).replace("|", "\\|") for text in row) + " |\n" for row in rows)
+
+
+def one_line(text: str) -> str:
+    """A text for Markdown that cannot end its line, nor start HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """A text as code in Markdown, on one line."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
+def html(grid: Grid) -> str:
+    """A grid as an HTML table that scrolls sideways; a split is a line of its own above its runs."""
+    split_up = grid.header[:1] == [SPLIT]
+    header = "".join(f"<th>{escape(name)}</th>" for name in grid.header[split_up:])
+    parts, before = [], None
+    for row in grid.rows:
+        if split_up and row[0].text != before:
+            before = row[0].text
+            parts.append(
+                f'<tr class="split"><th colspan="{len(grid.header) - 1}" scope="rowgroup">{escape(before)}</th></tr>'
+            )
+        name, *cells = row[split_up:]
+        shown = "".join(f"<td{f' class={one.kind}' if one.kind else ''}>{_small(one)}</td>" for one in cells)
+        parts.append(f'<tr><th scope="row">{escape(name.text)}</th>{shown}</tr>')
+    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(parts)}</tbody></table></div>'
+
+
+def rich(title: str, grid: Grid, caption: str) -> Table:
+    """A grid for a terminal."""
+    from rich import box
+    from rich.markup import escape as plain_text
+    from rich.table import Table
+
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False
+    )
+    for column in grid.header:
+        table.add_column(plain_text(column), justify="left" if column in (RUN, SPLIT) else "right")
+    for row in grid.rows:
+        table.add_row(*(plain_text(cell.joined("\n")) for cell in row))
+    return table
+
+
+def _parts(result: Mapping[str, Any], benchmark: Scored) -> Iterator[tuple[str | None, Any, Any, Any, Any]]:
     """(split or None, entry, scores, intervals, differences), the runs of a split together."""
     values = result["runs"][0][benchmark.name]
     split_up = all(isinstance(one, Mapping) for one in values.values())
@@ -82,34 +187,27 @@ def _parts(result: Mapping[str, Any], benchmark: Benchmark) -> Iterator[tuple[st
             yield (split, entry, *(part if split is None else part[split] for part in found))
 
 
-def _cell(value: Any, between: Sequence[float] | None, percent: bool) -> str:
+def _names(split: str | None, entry: Mapping[str, Any]) -> list[Cell]:
+    return [*([Cell(split)] if split is not None else []), Cell(str(entry["name"]))]
+
+
+def _first(parts: Sequence[tuple[str | None, Any, Any, Any, Any]]) -> list[str]:
+    return [SPLIT, RUN] if parts and parts[0][0] is not None else [RUN]
+
+
+def _score(value: Any, between: Sequence[float] | None, percent: bool) -> Cell:
     if value is None or isinstance(value, int):
-        return "" if value is None else str(value)
+        return Cell("" if value is None else str(value))
     factor = 100 if percent else 1
-    if between is None:
-        return f"{factor * value:.1f}"
-    return f"{factor * value:.1f} ({factor * between[0]:.1f}–{factor * between[1]:.1f})"
+    interval = "" if between is None else f"{factor * between[0]:.1f}–{factor * between[1]:.1f}"
+    return Cell(f"{factor * value:.1f}", interval)
 
 
-def _change(change: Mapping[str, Any], percent: bool) -> str:
-    factor, (low, high) = 100 if percent else 1, change["interval"]
-    return f"{factor * change['value']:+.1f} ({factor * low:+.1f} to {factor * high:+.1f})"
+def _change(change: Mapping[str, Any], key: str, benchmark: Scored) -> Cell:
+    factor, (low, high) = 100 if key in benchmark.percent else 1, change["interval"]
+    interval = f"{factor * low:+.1f} to {factor * high:+.1f}"
+    return Cell(f"{factor * change['value']:+.1f}", interval, kind(change, key, benchmark))
 
 
-def _markdown(grid: Grid) -> str:
-    header, rows = grid
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, ["---"] * len(header), *rows))
-
-
-def _rich(title: str, grid: Grid, caption: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False
-    )
-    for column in grid[0]:
-        table.add_column(column, justify="left" if column in ("run", "split") else "right")
-    for row in grid[1]:
-        table.add_row(*(cell.replace(" (", "\n(") for cell in row))
-    return table
+def _small(cell: Cell) -> str:
+    return escape(cell.text) + (f"<small>{escape(cell.between)}</small>" if cell.between else "")

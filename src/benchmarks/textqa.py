@@ -123,6 +123,10 @@ class MemoTrap(Choosing):
     def truth(self, number: int) -> dict[str, Any]:
         return {"choices": self.samples[number].choices, "right": self.asked[number][1]}
 
+    def detail(self, number: int, reply: Any) -> dict[str, Any]:
+        good = self.asked[number][1]
+        return {"logprobs": reply, "right": reply[good] > reply[1 - good]}
+
 
 def _endings(written: str, place: str) -> tuple[str, ...]:
     try:
@@ -148,6 +152,7 @@ class NQSwap(Benchmark):
     new_tokens = 12
     columns: ClassVar = {"em": "EM", "contains": "contains", "memory": "from memory", "n": "n"}
     percent = frozenset({"em", "contains", "memory"})
+    lower = frozenset({"memory"})
 
     facts: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
@@ -174,6 +179,10 @@ class NQSwap(Benchmark):
 
     def truth(self, number: int) -> dict[str, Any]:
         return {"substituted": self.facts[number][0], "original": self.facts[number][1]}
+
+    def detail(self, number: int, reply: Any) -> dict[str, Any]:
+        said = normalise(reply.strip().split("\n")[0])
+        return {"reply": reply, "right": said in map(normalise, self.facts[number][0])}
 
 
 def normalise(answer: str) -> str:

@@ -24,6 +24,7 @@ from .sections import (
     FirstToken,
     FocusHeads,
     Gaze,
+    HeadScores,
     ImageHeads,
     InducingHeads,
     Replies,
@@ -36,6 +37,7 @@ from .sections import (
 from .validation import describe, load_yaml
 
 SCHEMA = 2
+HEAD_TABLES = ("scores", "chosen", "centric", "ratio", "hits")
 FOLDER = "SIGHTLINE_CALIBRATION"  # environment variable: the user's own calibration files
 
 
@@ -66,6 +68,13 @@ class Calibration(Section):
         """The sections that are there, by name."""
         found = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in found.items() if isinstance(value, Fact)}
+
+    def head_tables(self) -> dict[str, HeadScores]:
+        """Every [layer][head] table, by its dotted name."""
+        tables = {
+            f"{name}.{key}": getattr(fact, key, None) for name, fact in self.facts().items() for key in HEAD_TABLES
+        }
+        return {name: table for name, table in tables.items() if table is not None}
 
     @model_validator(mode="before")
     @classmethod

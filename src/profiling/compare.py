@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..benchmarks.stats import spearman
-from ..plugin.calibration import Calibration
+from ..plugin.calibration import HEAD_TABLES, Calibration
 from ..plugin.errors import CalibrationError
 from ..plugin.sections import HeadScores
-from .maps import TABLES, head_tables
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,12 +57,14 @@ def compare(first: Calibration, second: Calibration) -> dict[str, Any]:
             f"'{first.model}' has {first.layers} layers of {first.heads} heads, '{second.model}' {second.layers} of"
             f" {second.heads}: only files of one shape can be compared"
         )
-    ours, theirs = head_tables(first), head_tables(second)
+    ours, theirs = first.head_tables(), second.head_tables()
     tables = [alike(table, theirs[name], name) for name, table in ours.items() if name in theirs]
     values = []
     for section in {**first.facts(), **second.facts()}:
         pair = [getattr(one, section) for one in (first, second)]
-        dumped = [{} if one is None else one.model_dump(exclude={"source", *TABLES}, exclude_none=True) for one in pair]
+        dumped = [
+            {} if one is None else one.model_dump(exclude={"source", *HEAD_TABLES}, exclude_none=True) for one in pair
+        ]
         for key in {**dumped[0], **dumped[1]}:
             one, other = (fact.get(key) for fact in dumped)
             values.append({"name": f"{section}.{key}", "first": one, "second": other, "same": one == other})

@@ -7,35 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..benchmarks.files import replacing
-from ..plugin.calibration import Calibration
+from ..plugin.calibration import HEAD_TABLES, Calibration
 from ..plugin.errors import SightlineError
-from ..plugin.sections import Fact, HeadScores
+from ..plugin.sections import Fact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-TABLES = ("scores", "chosen", "centric", "ratio", "hits")
 SHADES = " ░▒▓█"
 WIDE = 40  # heads from which a map takes one character each
 
 
-def head_tables(calibration: Calibration) -> dict[str, HeadScores]:
-    """Every [layer][head] table of a file, by its dotted name."""
-    found = {}
-    for section, fact in calibration.facts().items():
-        for key in TABLES:
-            table = getattr(fact, key, None)
-            if table is not None:
-                found[f"{section}.{key}"] = table
-    return found
-
-
 def summary(fact: Fact) -> str:
     """A section in a few words: its plain values, and the three largest entries of its first table."""
-    data = fact.model_dump(exclude={"source", *TABLES}, exclude_none=True)
+    data = fact.model_dump(exclude={"source", *HEAD_TABLES}, exclude_none=True)
     parts = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in data.items()]
-    table = next((table for key in TABLES if (table := getattr(fact, key, None)) is not None), None)
+    table = next((table for key in HEAD_TABLES if (table := getattr(fact, key, None)) is not None), None)
     if table is not None:
         ranked = sorted(((v, layer, h) for layer, row in enumerate(table) for h, v in enumerate(row)), reverse=True)[:3]
         parts.append("top " + ", ".join(f"{layer}-{head} ({value:.3g})" for value, layer, head in ranked))
@@ -59,7 +47,7 @@ def terminal(calibration: Calibration) -> list[RenderableType]:
     import yaml
     from rich.markup import escape
 
-    tables = head_tables(calibration)
+    tables = calibration.head_tables()
     data = calibration.model_dump(by_alias=True, exclude_none=True, mode="json")
     for name in tables:
         section, key = name.split(".")
@@ -95,7 +83,7 @@ def picture(calibration: Calibration, path: Path) -> None:
     Raises:
         SightlineError: the file has no table, matplotlib is missing, or the picture cannot be written.
     """
-    tables = head_tables(calibration)
+    tables = calibration.head_tables()
     if not tables:
         raise SightlineError(f"the calibration of '{calibration.model}' has no layer x head table to draw")
     try:
