@@ -151,7 +151,7 @@ def evaluate(
             pass
     hashes = {"model": fingerprint(model), "data": benchmark.data_hash()}
     made = {"new_tokens": new_tokens, "batch": settings.batch, "dtype": str(model.dtype)}
-    shared = {"benchmark": benchmark.name, "samples": len(benchmark.samples), **hashes, **made}
+    shared = {"benchmark": benchmark.name, **hashes, **made, "samples": len(benchmark.samples)}
     with ExitStack() as stack:
         stores = {
             name: stack.enter_context(Store(out / name, {**shared, **plan.identity}, place.rank))
