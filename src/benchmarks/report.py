@@ -280,7 +280,7 @@ def _footer(report: Report) -> str:
         )
         more = f"<details><summary>settings of each run</summary>{settings}</details>" if settings else ""
         hashes = [f"{name}: {digest}" for name, digest in result["hashes"].items()]
-        made = {key: one for key, one in result.items() if key in ("seed", "split", "batch", "threads")}
+        made = {key: one for key, one in result.items() if key in ("seed", "split", "batch", "threads", "calibration")}
         lines = [f"{key}: {one}" for key, one in {**made, **result.get("settings", {})}.items()]
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         parts.append(
