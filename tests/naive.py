@@ -10,7 +10,7 @@ token is chosen by after `tokens[:t]`. It is causal, so one call gives every ste
 call it once per step all the same, and use its last row only.
 
 Formulas: DeCoRe arXiv 2410.18860, HICD 2503.12908, AvisC 2405.17820, VCD 2311.16922, ICD 2403.18715, PAI 2407.21771,
-CAD 2305.14739, DoLa 2309.03883, JuICE 2503.10996.
+CAD 2305.14739, DoLa 2309.03883, JuICE 2503.10996, SGRS 2601.20279.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     for boost in naive.boosts:
         logits = boost(module.layer_idx, logits)
     weights = (logits + attention_mask).softmax(-1)
-    naive.weights[module.layer_idx] = weights[0]
+    if torch.is_grad_enabled():
+        weights.requires_grad_()
+    naive.weights[module.layer_idx], naive.whole[module.layer_idx] = weights[0], weights
     return (weights @ value).transpose(1, 2), weights
 
 
@@ -84,6 +86,7 @@ class Naive:
         self.image_token: int | None = getattr(self.model.config, "image_token_id", None)
         self.boosts: list[Callable[[int, Tensor], Tensor]] = []
         self.weights: dict[int, Tensor] = {}
+        self.whole: dict[int, Tensor] = {}  # the same [1, H, n, n], as a pass with gradients has them in its graph
         for layer in self.layers:
             assert layer.self_attn.config._attn_implementation == "naive"
             layer.self_attn.__dict__["naive"] = self
@@ -92,15 +95,16 @@ class Naive:
         """Which prompt tokens are picture placeholders [n]."""
         return prompt["input_ids"][0].eq(-1 if self.image_token is None else self.image_token)
 
-    @torch.no_grad()
-    def run(self, prompt: Inputs, tokens: Sequence[int] = (), changes: Iterable[Change] = ()) -> Pass:
+    def run(
+        self, prompt: Inputs, tokens: Sequence[int] = (), changes: Iterable[Change] = (), gradients: bool = False
+    ) -> Pass:
         """One pass over an unpadded prompt of one row and an answer behind it."""
         assert prompt["input_ids"].shape[0] == 1
         assert bool(prompt["attention_mask"].all())
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in append(prompt, tokens).items()}
         entering: dict[int, Tensor] = {}
         outputs: dict[int, Tensor] = {}
-        self.boosts, self.weights = [], {}
+        self.boosts, self.weights, self.whole = [], {}, {}
         handles = [handle for change in changes for handle in change(self)]
         for i, layer in enumerate(self.layers):  # registered last: they see what the changes left
 
@@ -113,7 +117,8 @@ class Naive:
             handles += [layer.register_forward_pre_hook(enter, with_kwargs=True)]
             handles += [out_proj(layer).register_forward_pre_hook(leave)]
         try:
-            logits = tiny.speaker(self.model, inputs)(**inputs, use_cache=False).logits[0]
+            with torch.set_grad_enabled(gradients):
+                logits = tiny.speaker(self.model, inputs)(**inputs, use_cache=False).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
@@ -254,7 +259,7 @@ def boosted(image: Tensor, alpha: float, first_layer: int = 2) -> Change:
             if layer < first_layer:
                 return logits
             n, out = len(image), logits.clone()
-            out[:, :, n - 1 :, :n] += alpha * out[:, :, n - 1 :, :n].abs() * image
+            out[:, :, n - 1 :, :n] += alpha * logits[:, :, n - 1 :, :n].abs() * image
             return out
 
         naive.boosts.append(boost)
@@ -482,6 +487,72 @@ class JuICE(Reference):
         return self.answer(naive, prompt, tokens, [*self.edits, outputs(change)])
 
 
+@dataclass(frozen=True)
+class SGRS(Reference):
+    """The log of the law by which candidates are drawn until one's saliency reaches the threshold.
+
+    A pass of its own over all tokens for every step, with a graph from the first layer to the last.
+    """
+
+    candidates: int = 5
+    rounds: int | None = 3
+    alpha: float = 0.6
+    window: int = 5
+    layers: Sequence[int] = ()
+    generated: bool = False
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        remembered: list[float] = []
+        told = []
+        for step in range(len(tokens) + 1):
+            chances, found = self.judged(naive, prompt, tokens[:step])
+            last = remembered[-self.window :]
+            threshold = self.alpha * sum(last) / len(last) if last else 0.0
+            scores = torch.full((naive.model.config.get_text_config().vocab_size,), -math.inf, dtype=torch.float64)
+            for token, chance in self.law(chances, found, threshold).items():
+                if chance > 0:
+                    scores[token] = math.log(chance)
+            told.append(scores)
+            if step < len(tokens) and found.get(tokens[step]) is not None:
+                remembered.append(found[tokens[step]])
+        return torch.stack(told)
+
+    def judged(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> tuple[dict[int, float], dict[int, Any]]:
+        """Probability and saliency of each candidate for the token behind `tokens`; no saliency where J is empty."""
+        logits = naive.run(prompt, tokens, self.edits, gradients=True).logits
+        weights = [naive.whole[layer] for layer in self.layers]
+        image, n = naive.image(prompt), prompt["input_ids"].shape[1]
+        first = n if self.generated or not image.any() else int(image.nonzero().max()) + 1
+        p = logits[-1].softmax(-1)
+        best = p.topk(self.candidates).indices.tolist()
+        saliency: dict[int, Any] = {}
+        for token in best:
+            slopes = torch.autograd.grad(-p[token].log(), weights, retain_graph=True)
+            rows = [(a * g)[0].abs().mean(0)[-1] for a, g in zip(weights, slopes, strict=True)]
+            marks = [(row / row.square().sum().sqrt())[first:] for row in rows]
+            saliency[token] = torch.stack(marks).mean().item() if n + len(tokens) > first else None
+        return {token: p[token].item() for token in best}, saliency
+
+    def law(self, chances: dict[int, float], found: dict[int, Any], threshold: float) -> dict[int, float]:
+        """Chance of each candidate to be the one chosen: every order of draws, one by one."""
+        law = dict.fromkeys(chances, 0.0)
+        rounds = len(chances) if self.rounds is None else self.rounds
+
+        def draw(left: list[int], mass: float, number: int) -> None:
+            if number == rounds or not left:
+                law[max(found, key=lambda token: found[token])] += mass
+                return
+            for token in left:
+                share = mass * chances[token] / sum(chances[other] for other in left)
+                if found[token] is None or found[token] >= threshold:
+                    law[token] += share
+                else:
+                    draw([other for other in left if other != token], share, number + 1)
+
+        draw(list(chances), 1.0, 0)
+        return law
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -622,6 +693,7 @@ SETUPS: dict[str, Setup] = {
     "pai_guidance": Setup("pai_guidance", {}, PAIGuidance(), image=True, alone=True),
     "vcd": Setup("vcd", {}, OtherPrompt(other=lambda prompt: _noised(prompt, 500, 0)), image=True, alone=True),
     "avisc": Setup("avisc", {}, AvisC(), image=True, alone=True),
+    "sgrs": Setup("sgrs", {"layers": [1, 2]}, SGRS(layers=[1, 2])),
 }
 
 #: Every other setting, each away from its default.
@@ -691,6 +763,20 @@ VARIANTS: dict[str, Setup] = {
         AvisC(fill=1.0, gamma=0.9, lam=-0.5, alpha=2.5, beta=0.0),
         image=True,
         alone=True,
+    ),
+    "sgrs default layers": Setup("sgrs", {"alpha": 0.9}, SGRS(alpha=0.9, layers=[1])),
+    "sgrs two rounds": Setup(
+        "sgrs",
+        {"layers": [0, 3], "rounds": 2, "candidates": 8, "alpha": 1.0, "window": 2},
+        SGRS(layers=[0, 3], rounds=2, candidates=8, alpha=1.0, window=2),
+    ),
+    "sgrs all rounds": Setup(
+        "sgrs",
+        {"layers": [3], "rounds": None, "alpha": 1.1},
+        SGRS(layers=[3], rounds=None, alpha=1.1),
+    ),
+    "sgrs generated": Setup(
+        "sgrs", {"layers": [2], "span": "generated"}, SGRS(layers=[2], generated=True)
     ),
 }
 

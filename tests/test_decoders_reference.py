@@ -205,16 +205,16 @@ ANSWERS = [[[20, 31, 150, 77], [44]], [[90, 12, 64]], [[201], [33, 34], [120, 12
 SCORED = ["llama", "gemma3_text", "llava_gqa", "qwen2_vl"]
 
 
-def answers_for(family: str, inputs: tiny.Inputs) -> list[list[list[int]]]:
-    """`ANSWERS`, and for each row the plain model's own, which no cutoff forbids entirely."""
+def answers_for(family: str, decoder: naive.Decoder, inputs: tiny.Inputs) -> list[list[list[int]]]:
+    """`ANSWERS`, and for each row the decoder's own, which no cutoff forbids."""
     case, model = case_of(family), reference(family)
     rows = range(len(inputs["input_ids"]))
-    own = [naive.greedy(model, naive.Reference(), case.row(inputs, i), 3)[0] for i in rows]
+    own = [naive.greedy(model, decoder, case.row(inputs, i), 3)[0] for i in rows]
     return [[*ANSWERS[i], own[i]] for i in rows]
 
 
 def assert_same_scores(family: str, decoder: naive.Decoder, inputs: tiny.Inputs) -> None:
-    answers = answers_for(family, inputs)
+    answers = answers_for(family, decoder, inputs)
     found = sightline.score(case_of(family).model, inputs, answers)
     assert [len(scores) for scores in found] == [len(row) for row in answers]
     finite = 0

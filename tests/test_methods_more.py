@@ -28,6 +28,7 @@ from conftest import assert_message, calibration, entry, generate, prompts, shar
 from sightline import CalibrationError, ConfigError, LayoutError, SightlineError, UnsupportedModelError
 from sightline.plugin.edits import move
 from sightline.plugin.emphasis import unmark
+from sightline.plugin.method import ModelFacts
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -375,10 +376,8 @@ def test_locore(family: str, form: str, renormalise: bool, window: int) -> None:
 @pytest.mark.parametrize(
     ("layers", "wanted"), [(32, [9, 10, 11, 12, 13, 14]), (4, [1]), (1, [0]), (30, [8, *range(9, 14)])]
 )
-def test_locores_layers(layers: int, wanted: list[int]) -> None:
-    from sightline.plugin.methods.locore import default_layers
-
-    assert default_layers(layers) == wanted
+def test_layers_in_proportion(layers: int, wanted: list[int]) -> None:
+    assert ModelFacts("m", "llama", layers, heads=8, hidden=64).proportion(9, 15) == wanted
 
 
 def test_locore_looks_past_the_room_of_a_static_cache() -> None:

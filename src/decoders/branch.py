@@ -18,7 +18,6 @@ How the twin gets its prompt:
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -310,28 +309,6 @@ class Twin:
         self._kept = {n: (layer.keys, layer.values) for n, layer in enumerate(cache.layers)}  # type: ignore[union-attr,misc]
 
     # ---- its life ----------------------------------------------------------------------------------------------------
-
-    def follow(self, cache: Any) -> weakref.ref[Any]:
-        """Tie the twin to the base's cache: beams that reorder one reorder both, and both are freed together."""
-        base, kind = weakref.ref(cache, lambda _: self.clear()), type(cache)
-
-        def reorder_cache(beam_idx: Tensor) -> None:
-            kind.reorder_cache(base(), beam_idx)
-            self.select(beam_idx)
-
-        cache.reorder_cache = reorder_cache
-        return base
-
-    def check(self, start: int, rows: int) -> None:
-        """Raises LayoutError where the base's cache no longer holds what the twin's follows."""
-        own = next(iter(self.grown.values()))[0].shape[2] if self.grown else 0
-        expected = self.valid.shape[1] + own if self.branch.carries else self.layout.length + own
-        if (start, rows) != (expected, self.layout.batch):
-            raise LayoutError(
-                f"the cache holds {start} tokens and {rows} rows were passed, but the branch beside it has {expected} tokens"
-                f" of {self.layout.batch} rows: a cache that is cropped, repeated or selected from cannot be continued"
-                " under a decoder; read the prompt again"
-            )
 
     def select(self, rows: Tensor) -> None:
         """Take these rows of its keys and values, as a beam search does with the base's."""

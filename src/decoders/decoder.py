@@ -7,6 +7,7 @@ any prompt; a `Contrast` holds all state of one prompt batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,6 +22,16 @@ class Contrast:
     """One decoder on one prompt batch. `branch` is the weakened copy; None where the model alone is looked at (DoLa)."""
 
     branch: Branch | None = None
+
+    #: The first layer from which passes that `combine` scores keep a graph, for gradients of their logits; None: no
+    #: graph. A prompt's last row then gets a pass of its own where that can be, so that the graph is of one row.
+    graph: int | None = None
+    #: What goes from one pass into the next, a row of each tensor per batch row: it follows the beams, and what scoring
+    #: an answer puts in is taken back. Replaced as a whole, never changed in place.
+    memory: Mapping[str, Tensor] = MappingProxyType({})
+
+    def begin(self, step: Step, ids: Tensor | None) -> None:
+        """Before each pass: its rows, and the tokens [B, count] of one behind the prompt."""
 
     def watch(self, step: Step) -> Mapping[int, Sequence[Edit]]:
         """Probes on the model's own rows, asked for every pass, behind the methods' edits."""

@@ -28,7 +28,13 @@ class Positions:
                 f"{self._name} has no position embedding that is known, which is needed to place tokens behind a prompt of"
                 " another length: use a decoder that shares the prompt, such as decore or dola"
             )
-        self._last: Tensor | None = None  # [.., B or 1, 1]
+        self._last: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """The last position that was noted [.., B or 1, 1]."""
+        assert self._last is not None
+        return self._last
 
     def noted(self) -> AbstractContextManager[None]:
         """Note the last position of the passes inside."""
@@ -56,8 +62,7 @@ class Positions:
         return positions + shift
 
     def _noted(self, positions: Tensor) -> Tensor:
-        assert self._last is not None
-        return self._last.to(positions.device)
+        return self.last.to(positions.device)
 
     @contextmanager
     def _hooked(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:

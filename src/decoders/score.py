@@ -92,19 +92,19 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
 
 @contextmanager
 def _undone(cache: DynamicCache, host: Host | None) -> Iterator[None]:
-    """Take back what a pass adds to the cache, and to the twin's beside it: the next answer follows the same prompt."""
+    """Take back what a pass adds to the cache, and to what a decoder keeps beside it: the next answer follows the same
+
+    prompt.
+    """
     held = [dict(layer.__dict__) for layer in cache.layers]  # a dynamic layer grows by new tensors, never in place
     run = None if host is None else host.plugs[-1].run
-    twin = None if run is None else run.twin
-    grown = {} if twin is None else twin.grown.copy()
     try:
-        yield
+        with nullcontext() if run is None else run.undone():
+            yield
     finally:
         for layer, state in zip(cache.layers, held, strict=True):
             layer.__dict__.clear()
             layer.__dict__.update(state)
-        if twin is not None:
-            twin.grown = grown
 
 
 def _check(ids: Tensor, mask: Tensor, continuations: Sequence[Sequence[Sequence[int]]], vocabulary: int) -> None:

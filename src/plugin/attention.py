@@ -32,6 +32,7 @@ from .edits import (
     Rows,
     Shift,
     WeightProbe,
+    log_weights,
 )
 
 IMPLEMENTATION = "sightline"  # the name under which transformers knows this function
@@ -259,7 +260,7 @@ def _edited(call: Call, edits: Sequence[WeightEdit], first: int, last: int) -> t
         if isinstance(edit, Bias):
             bias = edit.bias[..., call.keys].to(logits)[:, :, None]
             bias = nn.functional.pad(bias, (0, logits.shape[-1] - bias.shape[-1]))
-            logits, weights = logits + bias, torch.softmax(weights.log() + bias, dim=-1)
+            logits, weights = logits + bias, torch.softmax(log_weights(weights) + bias, dim=-1)
         elif isinstance(edit, WeightProbe):
             low, high = max(edit.rows.start, first), min(edit.rows.stop, last)
             if low < high:

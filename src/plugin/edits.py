@@ -170,8 +170,10 @@ def move(target: float | Tensor) -> Callable[[Tensor], Tensor]:
 
     def rule(masses: Tensor) -> Tensor:
         goal = torch.as_tensor(target, dtype=masses.dtype, device=masses.device)
-        odds = goal / (1 - goal) * (1 - masses) / masses
-        return torch.where(masses > NO_MASS, odds - 1, torch.zeros_like(masses))
+        held = masses > NO_MASS
+        mass = torch.where(held, masses, 0.5)  # a gradient must not meet the division by zero either
+        odds = goal / (1 - goal) * (1 - mass) / mass
+        return torch.where(held, odds - 1, torch.zeros_like(masses))
 
     return rule
 
@@ -188,3 +190,11 @@ def own_key(logits: Tensor) -> Tensor:
 def visible(logits: Tensor) -> Tensor:
     """Which keys the rows see [B, 1, R, K]; logits as above."""
     return logits[:, :1] > torch.finfo(logits.dtype).min / 2
+
+
+def log_weights(weights: Tensor) -> Tensor:
+    """Logarithm of attention weights, -inf for a masked key, where its gradient is zero."""
+    if not torch.is_grad_enabled():
+        return weights.log()
+    masked = weights == 0
+    return weights.masked_fill(masked, 1).log().masked_fill(masked, -torch.inf)

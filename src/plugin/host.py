@@ -21,6 +21,7 @@ from .calibration import Calibration, model_name
 from .edits import Input, InputProbe
 from .errors import LayoutError, SightlineError, UnsupportedModelError
 from .families import Family, find_family
+from .graph import obstacle
 from .method import ModelFacts
 
 HOST = "_sightline_host"  # attribute of an attached model
@@ -81,6 +82,7 @@ class Host:
             vocabulary=text.vocab_size,
             calibration=calibration,
             tied=bool(getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)),
+            no_gradients=obstacle(self.model),
             readout=self._readout,
             pictures=(*self.family.vision_inputs, ENCODED),
             **more,

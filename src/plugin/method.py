@@ -45,6 +45,7 @@ class ModelFacts:
     tower: Any = None  # the vision tower, a module
     pictures: tuple[str, ...] = ()  # forward arguments that carry pictures
     tied: bool = False  # the readout is the input embedding
+    no_gradients: str | None = None  # why gradients cannot be taken through the model
     readout: Any = None  # hidden states [.., hidden] -> logits; (states, norm: bool), norm: apply the final norm first
 
     def need(self, section: str, method: str, kind: str = "method") -> Any:
@@ -61,6 +62,11 @@ class ModelFacts:
                 f" section for '{self.name}', or give the values in its own settings"
             )
         return value
+
+    def proportion(self, first: int, stop: int) -> list[int]:
+        """Layers `first:stop` of 32 in proportion, at least one."""
+        start = min(round(self.layers * first / 32), self.layers - 1)
+        return list(range(start, max(round(self.layers * stop / 32), start + 1)))
 
     def check_heads(self, pairs: Sequence[tuple[int, int]], what: str) -> tuple[tuple[int, int], ...]:
         """Distinct (layer, query head) pairs. Raises CalibrationError for one that the model does not have."""

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..decoders.branch import Twin
 from ..decoders.decoder import Contrast, Decoder
+from ..decoders.positions import Positions
 from .attention import Plan, merge
 from .errors import LayoutError, UnsupportedModelError
 from .families import Family
+from .graph import keeping_graph
 from .host import ENCODED, Host
 from .layout import Layout, QueryFinder, Step, read_layout
 from .method import Method, Session
@@ -32,6 +34,7 @@ class Run:
         self.twin: Twin | None = None
         if contrast is not None and contrast.branch is not None:
             self.twin = Twin(contrast.branch, layout, lambda step: [session.edits(step) for session in sessions])
+        self.seen = 0  # tokens of the sequence that the passes so far have read
 
     def plan(self, step: Step) -> Plan:
         if not step.reading and self.decode_plan is not None:
@@ -41,6 +44,51 @@ class Run:
         if not step.reading:
             self.decode_plan = plan
         return plan
+
+    def follow(self, cache: Any) -> None:
+        """Tie what the decoder keeps to the caller's cache: beams that reorder one reorder both."""
+        self.cache = weakref.ref(cache, lambda _: self.twin.clear() if self.twin is not None else None)
+        if self.contrast is None:
+            return
+        base, kind = self.cache, type(cache)
+
+        def reorder_cache(beam_idx: Tensor) -> None:
+            kind.reorder_cache(base(), beam_idx)
+            self.select(beam_idx)
+
+        cache.reorder_cache = reorder_cache
+
+    def select(self, rows: Tensor) -> None:
+        """Take these batch rows of what the decoder keeps, as a beam search does with the cache."""
+        assert self.contrast is not None
+        if self.twin is not None:
+            self.twin.select(rows)
+        memory = self.contrast.memory
+        self.contrast.memory = {name: held.index_select(0, rows.to(held.device)) for name, held in memory.items()}
+
+    def check(self, start: int, rows: int) -> None:
+        """Raises LayoutError where the caller's cache no longer holds what the decoder's state follows."""
+        stateful = self.twin is not None or (self.contrast is not None and self.contrast.memory)
+        if stateful and (start, rows) != (self.seen, self.layout.batch):
+            raise LayoutError(
+                f"the cache holds {start} tokens and {rows} rows were passed, but the decoder has followed {self.seen}"
+                f" tokens of {self.layout.batch} rows: a cache that is cropped, repeated or selected from cannot be"
+                " continued under a decoder; read the prompt again"
+            )
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Take back what the passes inside add to what the decoder keeps."""
+        seen, memory = self.seen, self.contrast.memory if self.contrast is not None else {}
+        grown = self.twin.grown.copy() if self.twin is not None else {}
+        try:
+            yield
+        finally:
+            self.seen = seen
+            if self.contrast is not None:
+                self.contrast.memory = memory
+            if self.twin is not None:
+                self.twin.grown = grown
 
 
 class Runner:
@@ -115,7 +163,7 @@ class Runner:
             assert self.run is not None
             filled = getattr(output, "past_key_values", None) if cache is None else cache
             if filled is not None:
-                self.run.cache = weakref.ref(filled) if self.run.twin is None else self.run.twin.follow(filled)
+                self.run.follow(filled)
             return self._contrasted(output)
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         rows, count = (embeds if ids is None else ids).shape[:2]  # type: ignore[union-attr]
@@ -125,17 +173,24 @@ class Runner:
                 f"a cache with {start} tokens of {rows} rows was passed, but this attachment has not read that prompt:"
                 " start from an empty cache inside the attachment"
             )
-        if self.run.twin is not None:
-            self.run.twin.check(start, rows)
+        self.run.check(start, rows)
         return self._contrasted(self._pass(original, kwargs, start, count))
 
     def _pass(self, original: Callable[..., Any], kwargs: dict[str, Any], start: int, count: int) -> Any:
         assert self.run is not None
-        step, twin, host = Step(self.run.layout, start, count), self.run.twin, self._host
-        with host.staged(self.run.plan(step), start, self.run.layout.length):
+        run, host = self.run, self._host
+        step, twin, contrast = Step(run.layout, start, count), run.twin, run.contrast
+        if contrast is not None:
+            contrast.begin(step, None if step.reading else kwargs.get("input_ids"))
+        with host.staged(run.plan(step), start, run.layout.length):
             if twin is not None and twin.rides_in(step):
-                return twin.ride(original, kwargs, host.stage, host.decoder, step)
-            return original(**kwargs)
+                output = twin.ride(original, kwargs, host.stage, host.decoder, step)
+            elif contrast is not None and contrast.graph is not None and start + count >= run.layout.length:
+                output = keeping_graph(original, kwargs, host.layers[contrast.graph])
+            else:
+                output = original(**kwargs)
+        run.seen = start + count
+        return output
 
     def _contrasted(self, output: Any) -> Any:
         """The output with the scores that the decoder makes of the logits.
@@ -168,7 +223,10 @@ class Runner:
         if reading_text:
             with self._host.staged(reading_text, 0, 0), torch.no_grad():
                 self._host.family.read_text(self._host.model, *layout.text_only())
-        read = self._read_twice if layout.length > 1 and any(s.hold_back for s in run.sessions) else self._read_once
+        last_apart = any(s.hold_back for s in run.sessions)
+        if contrast is not None and contrast.graph is not None:
+            last_apart |= self._can_split(kwargs)
+        read = self._read_twice if layout.length > 1 and last_apart else self._read_once
         if run.twin is None or run.twin.branch.carries:
             return read(original, kwargs)
         with run.twin.noting_positions(self._host.decoder):
@@ -203,7 +261,7 @@ class Runner:
         if bool((layout.last < length - 1).any()):
             raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
         padding = {"attention_mask": layout.valid.long()}  # the model prepares what each kind of layer and cache needs
-        split = _wants_last_row(kwargs) and not self._host.family.bidirectional_prompt
+        split = self._can_split(kwargs)
         if not split or any(session.whole_prompt for session in self.run.sessions):
             plan = merge([session.edits(Step(layout, 0, length - session.hold_back)) for session in self.run.sessions])
             whole = {**padding, "use_cache": False, "past_key_values": None, "labels": None}
@@ -213,8 +271,16 @@ class Runner:
             return self._pass(original, kwargs, 0, length)
         first, last = _split(kwargs, length, self._host.family)
         first["attention_mask"] = padding["attention_mask"][:, :-1]
-        self._pass(original, first, 0, length - 1)
+        positions = Positions(self._host.decoder)
+        with positions.noted():
+            self._pass(original, first, 0, length - 1)
+        if last.get("position_ids") is None and positions.last.ndim > 2:
+            last["position_ids"] = positions.last + 1  # Qwen lays out the whole mask's, where it is not told
         return self._pass(original, {**last, **padding}, length - 1, 1)
+
+    def _can_split(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the last token of a prompt can be read in a pass of its own."""
+        return _wants_last_row(kwargs) and not self._host.family.bidirectional_prompt
 
     def _layout(self, kwargs: dict[str, Any]) -> Layout:
         family, model = self._host.family, self._host.model

@@ -177,8 +177,9 @@ def enhance(masses: Tensor, kept: int, beta: float) -> Tensor:
     visual, query, multiplied = masses.unbind(-1)
     looking, listening = _top(visual, kept), _top(query, kept)
     before = (visual * looking).sum(1, keepdim=True)
-    ratio = (multiplied * looking).sum(1, keepdim=True) / before.clamp(min=torch.finfo(before.dtype).tiny)
-    ratio = torch.where(before > 0, ratio, torch.ones_like(ratio))
+    looked = before > 0
+    ratio = (multiplied * looking).sum(1, keepdim=True) / torch.where(looked, before, 1.0)
+    ratio = torch.where(looked, ratio, torch.ones_like(ratio))
     return torch.stack([looking, listening * (beta * ratio - 1)], dim=-1)
 
 

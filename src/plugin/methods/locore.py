@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import Edit, Reweight, own_key, visible
+from ..edits import Edit, Reweight, log_weights, own_key, visible
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session, Settings
 from ..registry import register
@@ -49,7 +49,7 @@ class LocoRE(Method):
 
     def __init__(self, settings: LocoRESettings, facts: ModelFacts):
         super().__init__(settings, facts)
-        layers = default_layers(facts.layers) if settings.layers is None else settings.layers
+        layers = facts.proportion(9, 15) if settings.layers is None else settings.layers
         self.layers = facts.check_layers(layers, "locore.layers")
 
     def start(self, layout: Layout) -> LocoRESession:
@@ -69,7 +69,7 @@ class LocoRESession(Session):
         settings = self.method.settings
         recent = recent_keys(logits, self.layout.length - keys.start, settings.window)
         if settings.form == "logits":  # on top of what earlier methods made of the weights
-            return (weights.log() + settings.beta * torch.where(recent, logits, 0.0)).softmax(-1)
+            return (log_weights(weights) + settings.beta * torch.where(recent, logits, 0.0)).softmax(-1)
         weights = weights * (1 + settings.beta * recent)
         return weights / weights.sum(-1, keepdim=True) if settings.renormalise else weights
 
@@ -82,9 +82,3 @@ def recent_keys(logits: Tensor, first: int, window: int) -> Tensor:
     columns = torch.arange(logits.shape[-1], device=logits.device)
     own = own_key(logits)
     return (columns >= first) & (columns < own) & (own - columns <= window + 1) & visible(logits)
-
-
-def default_layers(layers: int) -> list[int]:
-    """9 to 14 of 32 in proportion, at least one."""
-    first, stop = round(layers * 9 / 32), round(layers * 15 / 32)
-    return list(range(first, max(stop, first + 1)))

@@ -20,7 +20,7 @@ from functools import partial
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import Edit, Reweight
+from ..edits import Edit, Reweight, log_weights
 from ..guard import Guard, GuardSettings
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session
@@ -74,7 +74,7 @@ class PAISession(Session):
         image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
         count = image.shape[-1]
         # From the weights as the methods before left them; a key that is masked out stays so.
-        boosted = weights.log()
+        boosted = log_weights(weights)
         seen = image & (weights[..., :count] > 0) & self.method.guard.within(logits, self.layout, keys)
         boosted[..., :count] += (self.method.settings.alpha * logits[..., :count].abs()).masked_fill(~seen, 0)
         return boosted.softmax(-1)

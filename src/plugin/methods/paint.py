@@ -33,7 +33,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..edits import Edit, Reweight
+from ..edits import Edit, Reweight, log_weights
 from ..errors import LayoutError, UnsupportedModelError
 from ..guard import Guard, GuardSettings
 from ..layout import Layout, Step
@@ -111,7 +111,7 @@ class PAINTSession(Session):
         share = self.share[:, keys].to(logits)[:, None, None]
         count = share.shape[-1]
         # From the weights as the methods before left them; a key that is masked out stays so.
-        boosted = weights.log()
+        boosted = log_weights(weights)
         seen = self.boostable[layer][:, keys].to(logits.device)[:, None, None] & (weights[..., :count] > 0)
         seen = seen & self.method.guard.within(logits, self.layout, keys)
         boosted[..., :count] += (share * logits[..., :count].abs()).masked_fill(~seen, 0)

@@ -99,5 +99,6 @@ def raised(masses: Tensor, valid: Tensor | None, settings: SpotlightSettings) ->
     if settings.form == "exact":
         change = move(settings.target)(mean)
     else:
-        change = torch.where(mean > NO_MASS, settings.target / mean - 1, 0.0)
+        held = mean > NO_MASS
+        change = torch.where(held, settings.target / torch.where(held, mean, 1.0) - 1, 0.0)
     return torch.where(mean < settings.target, change, 0.0).expand_as(masses)
