@@ -517,6 +517,7 @@ class SGRS(Reference):
                 remembered.append(found[tokens[step]])
         return torch.stack(told)
 
+    @torch.enable_grad()
     def judged(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> tuple[dict[int, float], dict[int, Any]]:
         """Probability and saliency of each candidate for the token behind `tokens`; no saliency where J is empty."""
         logits = naive.run(prompt, tokens, self.edits, gradients=True).logits
@@ -775,9 +776,7 @@ VARIANTS: dict[str, Setup] = {
         {"layers": [3], "rounds": None, "alpha": 1.1},
         SGRS(layers=[3], rounds=None, alpha=1.1),
     ),
-    "sgrs generated": Setup(
-        "sgrs", {"layers": [2], "span": "generated"}, SGRS(layers=[2], generated=True)
-    ),
+    "sgrs generated": Setup("sgrs", {"layers": [2], "span": "generated"}, SGRS(layers=[2], generated=True)),
 }
 
 #: ICD as its authors run InstructBLIP; no other family has such a Q-Former.

@@ -39,7 +39,6 @@ from ..plugin.attention import (
     explicit_attention,
 )
 from ..plugin.edits import Edit, InputProbe, OutputProbe, WeightProbe
-from ..plugin.errors import LayoutError
 from ..plugin.layout import Layout, Step
 from .positions import Positions
 

@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..plugin.edits import Edit, Reweight
-from ..plugin.errors import UnsupportedModelError
+from ..plugin.errors import ConfigError, UnsupportedModelError
 from ..plugin.layout import Layout, Step
 from ..plugin.method import ModelFacts, Settings
 from ..plugin.registry import register_decoder
@@ -53,7 +53,9 @@ class SGRSSettings(Settings):
     rounds: int | None = Field(3, ge=1, description="R, draws before the best score is taken; null: as many as K")
     alpha: float = Field(0.6, ge=0, description="share of the recent tokens' score that a token has to reach")
     window: int = Field(5, ge=1, description="W, how many tokens are recent")
-    layers: list[int] | None = Field(None, min_length=1, description="target layers; default: 6 to 8 of 32 in proportion")
+    layers: list[int] | None = Field(
+        None, min_length=1, description="target layers; default: 6 to 8 of 32 in proportion"
+    )
     span: Literal["behind_image", "generated"] = Field(
         "behind_image", description="keys that count: all behind the image (published), or the answer's alone"
     )
@@ -77,7 +79,7 @@ class SGRS(Decoder):
         # With a round for each candidate the best score is taken only where none is accepted.
         self.rounds = None if settings.rounds is None or settings.rounds >= self.candidates else settings.rounds
         if self.rounds is not None and self.candidates**self.rounds > MOST_DRAWS:
-            raise UnsupportedModelError(
+            raise ConfigError(
                 f"sgrs: {self.candidates} candidates in {self.rounds} rounds can be drawn in more orders than can be"
                 " followed: ask for fewer, or 'rounds: null'"
             )
@@ -161,22 +163,22 @@ class SGRSContrast(Contrast):
     def _scores(self, logs: Tensor, candidates: Tensor, back: int, position: int) -> Tensor:
         """The candidates' mean saliency [B, K] over target layers and J; NaN where J is empty."""
         rows = [_row(chunks, back) for chunks in self.weights.values()]
+        with torch.enable_grad():
+            chances = logs.gather(-1, candidates).sum(0)  # the rows of a batch do not touch each other
+        weights = [weights for weights, _, _ in rows]
+        each = torch.eye(len(chances)).to(chances)
+        # One walk down the graph for all candidates: weights are read once, as for one.
+        slopes = torch.autograd.grad(chances, weights, each, retain_graph=True, is_grads_batched=True)
         answered = max(0, position + 1 - self.layout.length)
         counted = (self.behind.sum(-1) + answered).to(logs)
-        scores = []
-        for candidate in candidates.T[:, :, None]:
-            with torch.enable_grad():
-                chance = logs.gather(-1, candidate).sum()  # the rows of a batch do not touch each other
-            slopes = torch.autograd.grad(chance, [weights for weights, _, _ in rows], retain_graph=True)
-            total = torch.zeros_like(counted)
-            for (weights, index, keys), slope in zip(rows, slopes, strict=True):
-                saliency = (weights[:, :, index] * slope[:, :, index]).abs().sum(1)
-                saliency = saliency / saliency.norm(dim=-1, keepdim=True).clamp(min=FLOOR)
-                prompt = keys.stop - keys.start
-                seen = saliency[:, :prompt].masked_fill(~self.behind[:, keys].to(saliency.device), 0).sum(-1)
-                total += (seen + saliency[:, prompt:].sum(-1)).to(total)  # what lies behind the row weighs nothing
-            scores.append(total / len(rows) / counted)
-        return torch.stack(scores, dim=-1)
+        total = logs.new_zeros(len(chances), len(counted))
+        for (attention, index, keys), slope in zip(rows, slopes, strict=True):
+            saliency = (attention[:, :, index] * slope[:, :, :, index]).abs().sum(2)  # [K, B, keys]
+            saliency = saliency / saliency.norm(dim=-1, keepdim=True).clamp(min=FLOOR)
+            prompt = keys.stop - keys.start
+            seen = saliency[..., :prompt].masked_fill(~self.behind[:, keys].to(saliency.device), 0).sum(-1)
+            total += (seen + saliency[..., prompt:].sum(-1)).to(total)  # what lies behind the row weighs nothing
+        return (total / len(rows) / counted).T
 
     def report(self) -> dict[str, Any]:
         """candidates, scores: of the token to come [B][K]; threshold: that it would have to reach [B]."""

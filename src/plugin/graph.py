@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import QuantizedCache
+from transformers.utils.quantization_config import QuantizationMethod
 
 from .errors import UnsupportedModelError
 
 
 def obstacle(model: nn.Module) -> str | None:
     """Why no gradients can be taken through a model, with the mend; None if they can."""
-    quantised = getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False)
-    narrow = {p.dtype for p in model.parameters() if not p.is_floating_point() or p.dtype.itemsize < 2}
-    if quantised or narrow:
-        kind = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow)) or "quantised"
+    method = getattr(model, "quantization_method", None)
+    narrow = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize < 2}
+    if narrow or (method is not None and method != QuantizationMethod.GGUF):  # GGUF files are read into plain weights
+        kind = ", ".join(sorted(narrow)) or f"quantised ({QuantizationMethod(method).value})"
         return f"its weights are {kind}, whose kernels give none: load it in bfloat16, float16 or float32"
     if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
         return "it is compiled, which fixes the graph beforehand: attach to the model as it was before torch.compile"
