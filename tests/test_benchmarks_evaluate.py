@@ -317,10 +317,23 @@ def test_replies_made_elsewhere(tmp_path: Path) -> None:
     bench = chair(3)
     said = tmp_path / "said.jsonl"
     said.write_text("".join(json.dumps({"id": one.id, "caption": "A dog."}) + "\n" for one in bench.samples[::-1]))
-    result = score_answers(bench, said, tmp_path / "out")
+    result = score_answers(bench, [said], tmp_path / "out")
     assert result["runs"][0]["name"] == "answers"
     truths = [bench.truth(number)["objects"] for number in range(3)]
     assert result["runs"][0]["chair"]["s"] == pytest.approx(sum("dog" not in names for names in truths) / 3)
+
+
+def test_replies_of_two_tools_are_compared(tmp_path: Path) -> None:
+    bench = chair(3)
+    for name, reply in (("theirs", "A dog."), ("ours", "")):
+        rows = (json.dumps({"id": one.id, "reply": reply}) + "\n" for one in bench.samples)
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    result = score_answers(bench, [tmp_path / "theirs.jsonl", tmp_path / "ours.jsonl"], tmp_path / "out")
+    theirs, ours = result["runs"]
+    assert (theirs["name"], theirs["against"], ours["name"], ours["against"]) == ("theirs", None, "ours", "theirs")
+    assert ours["differences"]["chair"]["s"]["value"] == -theirs["chair"]["s"] < 0
+    with pytest.raises(ConfigError, match="two runs would be called 'theirs'"):
+        score_answers(bench, [tmp_path / "theirs.jsonl"] * 2, tmp_path / "out")
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -345,7 +358,7 @@ def test_empty_replies_are_counted(tmp_path: Path) -> None:
     bench = chair(2)
     said = tmp_path / "said.jsonl"
     said.write_text("".join(json.dumps({"id": one.id, "reply": ""}) + "\n" for one in bench.samples))
-    result = score_answers(bench, said, tmp_path / "out")
+    result = score_answers(bench, [said], tmp_path / "out")
     assert "an empty reply (2 times)" in result["notes"]
     assert result["runs"][0]["chair"]["i"] == 0.0
 

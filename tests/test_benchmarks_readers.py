@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from sightline.benchmarks import coco, photos, suite
+from sightline.benchmarks.pope import SPLITS
 from sightline.benchmarks.readers import DataError, Notes, check_sums, read_csv, read_json, read_lines
 from sightline.plugin.errors import ConfigError
 
@@ -109,6 +111,30 @@ def test_pope_answers(pope: Path, tmp_path: Path) -> None:
     assert any("two answers: the first one counts" in note for note in bench.notes.lines())
 
 
+def test_pope_answers_in_the_published_scripts_form(pope: Path, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    lines(said / "random.json", [{"question": "Is there a dog?", "answer": "Yes"}, {"answer": "no."}])
+    lines(said / "popular.json", [{"answer": "Yes"}, {"question": "Is there a cow? Be short.", "answer": "No"}])
+    assert read("pope", pope).answers(said) == ["Yes", "no.", "No"]
+    lines(said / "popular.json", [{"answer": "Yes"}] * 3)
+    with pytest.raises(DataError, match=r"3 answers without question_id, but popular has 2 questions"):
+        read("pope", pope).answers(said)
+
+
+@pytest.mark.parametrize("key", ["question", "prompt"])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_pope_answers_of_another_split_are_noticed(pope: Path, tmp_path: Path, key: str, numbered: bool) -> None:
+    """The published ids are 1, 2, ... in every split, so that only the question tells."""
+    said = [{key: "Is there a dog?", "answer": "yes"}, {key: "Is there a cow?", "answer": "no"}]
+    rows = [row | ({"question_id": n} if numbered else {}) for n, row in enumerate(said, start=1)]
+    for split in ("random", "popular"):
+        lines(tmp_path / "said" / f"{split}.jsonl", rows)
+    with pytest.raises(
+        DataError, match=r"random.jsonl, line 2: an answer to .*cow.*, but .*cat.* was asked: of another"
+    ):
+        read("pope", pope).answers(tmp_path / "said")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -160,6 +186,62 @@ def test_chair_files(images: Path) -> None:
     ]
     empty = bench.score(["", ""]).values
     assert (empty["s"], empty["i"], empty["recall"], empty["empty"]) == (0, 0, 0, 2)
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    """Twelve pictures, two of them with too few objects to be asked about."""
+    names = coco.categories()[:8]
+    held = [[names[(image + k) % 8] for k in range(2 if image < 2 else 5)] for image in range(12)]
+    content = {
+        "images": [{"id": image, "file_name": f"{image}.jpg"} for image in range(12)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(coco.categories(), start=1)],
+        "annotations": [
+            {"image_id": image, "category_id": coco.categories().index(name) + 1}
+            for image, ones in enumerate(held)
+            for name in ones
+        ],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2014.json").write_text(json.dumps(content))
+    for image in range(12):
+        picture(tmp_path / f"{image}.jpg")
+    return tmp_path
+
+
+def test_pope_questions_are_built_from_instances(annotated: Path, tmp_path: Path) -> None:
+    bench = read("pope", annotated)
+    assert any("built from instances_val2014.json for 10 images" in note for note in bench.notes.lines())
+    assert {split: len(asked) for split, asked in bench.splits.items()} == dict.fromkeys(SPLITS, 10 * 6)
+    _, objects = coco.objects(annotated / "annotations" / "instances_val2014.json", coco.vocabulary())
+    count = Counter(name for held in objects.values() for name in held)
+    for split, asked in bench.splits.items():
+        for one in asked:
+            sample = bench.samples[one.sample]
+            name = sample.text.removeprefix("Is there an ").removeprefix("Is there a ").removesuffix(" in the image?")
+            held = objects[int(sample.image.stem)]
+            assert one.yes == (name in held)
+            assert len(held) > 3
+            if split == "popular" and not one.yes:  # no absent object is more frequent than one that is asked about
+                others = [n for n in count if n not in held]
+                assert count[name] >= sorted((count[n] for n in others), reverse=True)[:3][-1]
+    again = read("pope", annotated)
+    assert again.data_hash() == bench.data_hash()
+    assert read("pope", annotated, seed=1).data_hash() != bench.data_hash()
+    assert len({sample.image for sample in read("pope", annotated, limit=4).samples}) == 4
+    (annotated / "image_ids.txt").write_text("3\n0\n")  # these, whatever they hold
+    fixed = read("pope", annotated)
+    assert {sample.image.name for sample in fixed.samples} == {"3.jpg", "0.jpg"}
+
+
+def test_built_questions_are_written_in_the_published_form(annotated: Path, tmp_path: Path) -> None:
+    bench = read("pope", annotated)
+    for path in bench.export(tmp_path / "out", {}):
+        (annotated / path.name).write_text(path.read_text())
+    again = read("pope", annotated)  # now from the question files
+    assert not again.built
+    assert again.data_hash() == bench.data_hash()
+    assert again.export(tmp_path / "out", {}) == []
 
 
 def test_chair_images_can_be_fixed(images: Path) -> None:

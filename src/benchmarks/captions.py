@@ -8,7 +8,6 @@ everybody.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import Any, ClassVar
 
 from . import coco
 from .chair import Chair, Vocabulary, chair
-from .readers import DataError, Notes, first_file, images, read_text, unique
+from .readers import Notes, images
 from .scenes import scene_name, scenes
 from .suite import Benchmark, Sample, Source
 
 PROMPT = "Please describe this image in detail."
-IMAGE_IDS = "image_ids.txt"
 
 
 @dataclass
@@ -65,14 +63,14 @@ class ChairBenchmark(Benchmark):
     @classmethod
     def _of_coco(cls, folder: Path, source: Source) -> ChairBenchmark:
         notes, words = Notes(), coco.vocabulary(source.synonyms)
-        files, objects = coco.objects(first_file(_places(folder, "instances_val2014.json", "instances.json")), words)
-        people = [path for path in _places(folder, "captions_val2014.json", "captions.json") if path.is_file()]
+        files, objects = coco.objects(coco.instances(folder), words)
+        people = [path for path in coco.places(folder, "captions_val2014.json", "captions.json") if path.is_file()]
         for image, texts in coco.captions(people[0], files).items() if people else ():
             objects[image] |= {mention.name for text in texts for mention in words.mentions(text)}
         if not people:
             notes.add("no captions_val2014.json: objects that only people's captions name count as hallucinated")
-        chosen = _chosen(folder, list(files))[: source.limit]
-        places = images([folder, folder / "images", folder / "val2014"], (files[image] for image in chosen))
+        chosen = coco.chosen(folder, list(files))[: source.limit]
+        places = images(coco.picture_folders(folder), (files[image] for image in chosen))
         empty = sum(not objects[image] for image in chosen)
         notes.add("an image holds none of the objects: every mention there is a hallucination", empty)
         samples = [Sample(str(image), source.prompt or PROMPT, places[files[image]]) for image in chosen]
@@ -90,21 +88,3 @@ class ChairBenchmark(Benchmark):
             for one in self.vocabulary.mentions(reply)
         ]
         return {"reply": reply, "words": len(reply.split()), "mentions": mentions}
-
-
-def _places(folder: Path, *names: str) -> list[Path]:
-    return [place / name for name in names for place in (folder, folder / "annotations")]
-
-
-def _chosen(folder: Path, known: Sequence[int]) -> list[int]:
-    """The images to describe, in order. Raises DataError for an id that is unknown or comes twice."""
-    listing = folder / IMAGE_IDS
-    if not listing.is_file():
-        return sorted(known, key=lambda image: hashlib.sha256(str(image).encode()).digest())
-    possible = set(known)
-    lines = [(f"{listing}, line {n}", line.strip()) for n, line in enumerate(read_text(listing).splitlines(), start=1)]
-    for place, line in lines:
-        if line and (not line.isdecimal() or int(line) not in possible):
-            raise DataError(f"{place}: image {line!r} is not among the instances' images")
-    unique(((place, line) for place, line in lines if line), "image id")
-    return [int(line) for _, line in lines if line]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .chair import Vocabulary
-from .readers import DataError, read_json, read_text, text, unique, value
+from .readers import DataError, first_file, read_json, read_text, text, unique, value
 
+IMAGE_IDS = "image_ids.txt"
+INSTANCES = ("instances_val2014.json", "instances.json")
 _SCRIPT_DOUBLES = {"bow tie": "tie", "toilet seat": "toilet", "street light": None, "home plate": None}
 _SCRIPT_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 
@@ -69,6 +72,39 @@ def _script_vocabulary(path: Path) -> Vocabulary:
     ignore = [double for double, word in doubles.items() if word is None]
     unless = {"seat": "toilet"} if "seat" in surfaces else {}
     return Vocabulary(set(surfaces.values()), known | surfaces, [*ignore, "baby animal", "adult animal"], unless)
+
+
+def places(folder: Path, *names: str) -> list[Path]:
+    """Where an annotation file may lie: in the folder, or in its `annotations/`."""
+    return [place / name for name in names for place in (folder, folder / "annotations")]
+
+
+def picture_folders(folder: Path) -> list[Path]:
+    """Where pictures may lie."""
+    return [folder, folder / "images", folder / "val2014"]
+
+
+def instances(folder: Path) -> Path:
+    """The file that says which image holds what. Raises DataError."""
+    return first_file(places(folder, *INSTANCES))
+
+
+def chosen(folder: Path, known: Sequence[int]) -> list[int]:
+    """The images to ask about, in order: those of `image_ids.txt`, or all in an order that is random but everybody's.
+
+    Raises:
+        DataError: an id is unknown, or comes twice.
+    """
+    listing = folder / IMAGE_IDS
+    if not listing.is_file():
+        return sorted(known, key=lambda image: hashlib.sha256(str(image).encode()).digest())
+    possible = set(known)
+    lines = [(f"{listing}, line {n}", line.strip()) for n, line in enumerate(read_text(listing).splitlines(), start=1)]
+    for place, line in lines:
+        if line and (not line.isdecimal() or int(line) not in possible):
+            raise DataError(f"{place}: image {line!r} is not among the instances' images")
+    unique(((place, line) for place, line in lines if line), "image id")
+    return [int(line) for _, line in lines if line]
 
 
 def image_names(annotations: Mapping[str, Any], where: str) -> dict[int, str]:

@@ -46,8 +46,11 @@ def command(
         typer.Option(metavar="DIR", help="Where results grow; default eval-out/BENCH. Run again to resume."),
     ] = None,
     answers: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Score these replies instead of a model's: JSON lines of id and reply."),
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score these replies instead of a model's: JSON lines of id and reply; repeated, against the first.",
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Other words to ask for a caption (chair).")] = None,
     synonyms: Annotated[Path | None, typer.Option(metavar="FILE", help="Another synonyms.txt for chair.")] = None,
@@ -73,11 +76,11 @@ def command(
     from .tables import terminal
 
     quiet()
-    if (model is None) == (answers is None):
+    if (model is None) == (not answers):
         raise typer.BadParameter("give either --model or --answers")
     if (benchmark is None) == (tasks is None) or (tasks is not None and engine is None):
         raise typer.BadParameter("give BENCH, or --engine with --tasks")
-    if engine is not None and (answers is not None or max_new_tokens is not None):
+    if engine is not None and (answers or max_new_tokens is not None):
         raise typer.BadParameter(
             "--engine asks the model itself, with the task's own lengths: leave out --answers and --max-new-tokens"
         )
@@ -111,7 +114,7 @@ def command(
             write_json(json or folder / "result.json", through)
         return
     asked = suite.read(str(benchmark), source)
-    if answers is not None:
+    if answers:
         result = score_answers(asked, answers, folder, seed=seed)
     else:
         loaded, processor = load_model(

@@ -217,10 +217,20 @@ def _share(
     return warm
 
 
-def score_answers(benchmark: Benchmark, path: Path, out: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Score replies that were made elsewhere, without a model. Raises DataError where they do not fit the questions."""
-    made = Run(ANSWERS, {}, {benchmark.name: list(benchmark.answers(path))}, {benchmark.name: 0.0})
-    return merge(benchmark, [made], out, {"data": benchmark.data_hash()}, benchmark.notes, settings={"seed": seed})
+def score_answers(benchmark: Benchmark, paths: Sequence[Path], out: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Score replies that were made elsewhere, without a model; of several files, the others against the first.
+
+    Raises:
+        DataError: replies do not fit the questions.
+        ConfigError: two files have one name.
+    """
+    made: list[Run] = []
+    for path in paths:
+        name = ANSWERS if len(paths) == 1 else path.stem
+        if any(name == run.name for run in made):
+            raise ConfigError(f"two runs would be called {name!r}: rename the file of one")
+        made.append(Run(name, {}, {benchmark.name: list(benchmark.answers(path))}, {benchmark.name: 0.0}))
+    return merge(benchmark, made, out, {"data": benchmark.data_hash()}, benchmark.notes, settings={"seed": seed})
 
 
 def merge(
