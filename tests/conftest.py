@@ -21,6 +21,12 @@ NEW = 4  # generated tokens; enough for two decode steps that read what an earli
 LENGTHS = (9, 3, 6)  # text tokens after the image, so that a batch of three is padded on the left
 ALPHA = 8.0  # GIFT's strength; the default is too mild to show on a tiny model in every family
 SETTINGS: dict[str, dict[str, Any]] = {  # a method that is not here runs with its defaults
+    "faith": {
+        "rows": "span",
+        "span": "question",
+        "head_list": [[0, 1], [0, 6], [1, 0], [1, 5], [2, 2], [2, 7], [3, 4]],
+    },
+    "head_gain": {"head_list": [[0, 4], [1, 2], [2, 5], [3, 1]]},
     "var": {"p": 0.2, "rho": 0.95, "min_visual": 0.0},
     "vhr": {"alpha": 3.0},
     "pai": {"alpha": 1.0},

@@ -418,7 +418,7 @@ def test_the_page_shows_scores_in_percent_and_dashes_where_a_run_was_not_asked()
     facts_of = {"model": "m", "split": "test", "batch": 16, "command": "run", "versions": {"torch": "9"}}
     page = language_report.markdown({"runs": runs, "hashes": {"model": "f" * 64}, **facts_of})
     assert language_report.faith(runs[1]) == pytest.approx((0.8 + 0.4 + 0.8) / 3)
-    assert "| cad | 80.0 | 40.0 | 80.0 | – | 80.0 | 66.7 | 1.2 to 1.2 |" in page
+    assert "| cad | 80.0 | 40.0 | 80.0 | – | 80.0 | 80.0 | 80.0 | 66.7 | 1.2 to 1.2 |" in page
     assert "| cad | 40.0 (30 to 50) | 40.0 (30 to 50) | +12.5 (-25.0 to +50.0) | 0.062 | 1.25 |" in page
     assert "| plain | 40.0 (30 to 50) | 40.0 (30 to 50) |  |  | 1.25 |" in page
     assert "| cad | – | – | – | – | – |" in page
@@ -456,7 +456,7 @@ def test_the_command_writes_tables_results_and_answers(monkeypatch: pytest.Monke
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert page.count("\n## ") == len(blocks) + 1  # and the configurations
     answers = json.loads(files["answers.json"].read_text())
-    assert 5 * 2 <= len(answers) <= 5 * 3
+    assert 7 * 2 <= len(answers) <= 7 * 3
     assert all(set(one["answers"]) == {"plain", "nothing", "empty | too"} for one in answers)
 
 

@@ -45,12 +45,13 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class Row:
-    """What a rule may know: number of prompt tokens, which of them are emphasised and which are image tokens [length],
+    """What a rule may know: number of prompt tokens, their ids, which of them are emphasised and which are image tokens
 
-    and, of a CLIP tower, the weights [pictures, H, 1 + patches, 1 + patches] of each layer.
+    [length], and, of a CLIP tower, the weights [pictures, H, 1 + patches, 1 + patches] of each layer.
     """
 
     length: int
+    ids: npt.NDArray[np.int64]
     span: Mask
     image: Mask
     tower: list[Array]
@@ -138,7 +139,7 @@ def expected(family: str, inputs: tiny.Inputs, tokens: list[int], rule: Rule) ->
     if family == "deep":
         seen = model.model.vision_tower(inputs["pixel_values"].double(), output_attentions=True).attentions
         tower = [weights.numpy() for weights in seen]
-    row = Row(ids.shape[1], emphasised(ids)[0].numpy(), (ids[0] == tiny.IMAGE).numpy(), tower)
+    row = Row(ids.shape[1], ids[0].numpy(), emphasised(ids)[0].numpy(), (ids[0] == tiny.IMAGE).numpy(), tower)
     for layer in tiny.decoder(model).layers:
         layer.self_attn.__dict__["reference"] = rule, row
     answer = torch.tensor([tokens[:-1]])
@@ -153,13 +154,17 @@ def emphasised(ids: Tensor) -> Tensor:
     return (ids % 3 == 1) & (ids >= 10) & (ids < 230)
 
 
-def compare(family: str, settings: dict[str, Any], rule: Rule, *, kind: str = "padded", **more: Any) -> None:
+def compare(
+    family: str, settings: dict[str, Any], rule: Rule, *, kind: str = "padded", processor: Any = None, **more: Any
+) -> None:
     """Engine against reference: a padded batch and each of its rows alone."""
     case = case_of(family)
     batch = prompts(case, kind)
     rows = [case.row(batch, i) for i in range(len(batch["input_ids"]))]
     known = {**calibration(case), **more}
-    with sightline.attach(case.model, {"methods": [settings]}, calibration=known, emphasis=emphasised):
+    with sightline.attach(
+        case.model, {"methods": [settings]}, calibration=known, processor=processor, emphasis=emphasised
+    ):
         together = generate(case.model, batch, max_new_tokens=STEPS)
         alone = [generate(case.model, row, max_new_tokens=STEPS) for row in rows]
     worst, changed = 0.0, 0.0

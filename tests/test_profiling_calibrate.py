@@ -311,7 +311,8 @@ def test_nothing_measured_writes_nothing(
 
 
 def test_profiles_suit_the_model() -> None:
-    assert profiles.chosen(["all"], sees=False) == ["sinks", "retrieval-heads", "inducing-heads", "conflict-heads"]
+    of_text = ["sinks", "retrieval-heads", "inducing-heads", "conflict-heads", "premise-heads"]
+    assert profiles.chosen(["all"], sees=False) == of_text
     assert profiles.chosen(["all"], sees=True)[0] == "sinks"
     assert profiles.chosen(["image-heads", "sinks"], sees=True) == ["sinks", "image-heads"]
     with pytest.raises(ConfigError, match="pictures"):

@@ -34,10 +34,11 @@ Answer = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A user turn, and how the reply begins."""
+    """A user turn, and how the reply begins; what is emphasised of the turn, for methods that ask for it."""
 
     user: str
     opening: str
+    emphasised: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
+from torch import Tensor
 
 from ..plugin.errors import SightlineError
+from ..plugin.words import characters
 from . import conflicts
 from .conflicts import SPLITS, TEST, Fact, Prompt
 from .demo import progress_bar
@@ -90,9 +93,11 @@ def run(
             ).to(model.device)
             if start == 0:  # the first call of a shape pays for allocation and kernel choice: nobody should
                 questions.ask(model, tokenizer, inputs, rows)
+            asked = [questions.prompts[row] for row in rows]
+            marks: dict[str, Any] = {"emphasis": _emphasis(tokenizer, asked)} if asked[0].emphasised else {}
             for item in taking_part:
                 plain = item.name == PLAIN
-                with nullcontext() if plain else attach(model, item.config, processor=tokenizer):
+                with nullcontext() if plain else attach(model, item.config, processor=tokenizer, **marks):
                     begun = time.perf_counter()
                     answers = questions.ask(model, tokenizer, inputs, rows)
                     item.seconds.setdefault(questions.name, []).append(time.perf_counter() - begun)
@@ -100,6 +105,22 @@ def run(
                     item.answers[questions.name][row] = answer
                 advance(item.name)
     return runs
+
+
+def _emphasis(tokenizer: Any, prompts: Sequence[Prompt]) -> Callable[[Tensor], Tensor]:
+    """What `attach(emphasis=...)` takes, for a batch of these prompts: the tokens of the passages they emphasise."""
+
+    def mark(ids: Tensor) -> Tensor:
+        marked = torch.zeros_like(ids, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            text, places = characters(tokenizer, ids[row].tolist())
+            turn = text.rindex(prompt.user)
+            for passage in prompt.emphasised:
+                start = turn + prompt.user.rindex(passage)
+                marked[row] |= torch.tensor([a < start + len(passage) and b > start for a, b in places])
+        return marked
+
+    return mark
 
 
 def calls(sets: Sequence[QuestionSet], configs: Mapping[str, Config], batch: int = BATCH) -> int:

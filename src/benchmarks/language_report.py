@@ -91,6 +91,32 @@ PARTS = (
         faith=False,
         forms=dict.fromkeys(instructions.FORMS, ("followed", "right")),
     ),
+    Part(
+        "False premises, completed",
+        "premises",
+        "all",
+        {"true": "true", "false": "false", "neither": "neither"},
+        "The question takes a false object for granted; the reply, whose beginning is given, goes on with the true object, "
+        "the false one, or neither.",
+        faith=False,
+    ),
+    Part(
+        "False premises, completed, facts that plain answers closed-book",
+        "premises",
+        "known",
+        {"true": "true", "false": "false", "neither": "neither"},
+        "The same replies, of those facts only.",
+        faith=False,
+    ),
+    Part(
+        "False premises, answered freely",
+        "premises open",
+        "all",
+        {"corrects": "corrects", "affirms": "affirms", "neither": "neither", "true": "true"},
+        "corrects: the reply names the true object or denies something (told by words alone); affirms: it names the false one "
+        "and does not correct; true: it names the true object.",
+        faith=False,
+    ),
 )
 
 

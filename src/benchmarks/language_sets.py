@@ -9,12 +9,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from . import conflicts, copies, instructions
+from . import conflicts, copies, instructions, premises
 from .conflicts import Choice, Fact, Prompt
 
 REPLY_TOKENS = 10  # a long name; the opening makes the reply begin with the answer
 COPY_TOKENS = {"quotation": 20, "ending": 8, "list": 24, "record": 36, "code": 20}  # the longest text and some more
-INSTRUCTED_TOKENS = 40  # two sentences
+OPEN_TOKENS = 40  # two sentences
 
 Item = TypeVar("Item")
 Outcomes = dict[str, bool]
@@ -128,15 +128,39 @@ def question_sets(split: str, known: Sequence[bool], limit: int | None = None) -
             "instructions",
             [item.prompt for item in told],
             _by_form(told, instructions.FORMS),
-            [INSTRUCTED_TOKENS] * len(told),
+            [OPEN_TOKENS] * len(told),
             lambda number, reply: instructions.verdict(reply, told[number]),
         ),
+        *_premise_sets(asked, known),
     ]
 
 
 def _by_form(items: Sequence[copies.Copy] | Sequence[instructions.Instruction], forms: Sequence[str]) -> Groups:
     """All items, and those of each form."""
     return {"all": [True] * len(items)} | {form: [item.form == form for item in items] for form in forms}
+
+
+def _premise_sets(facts: Sequence[Fact], known: Sequence[bool]) -> list[QuestionSet]:
+    """False-premise questions about facts: as sentences to complete, and without a given beginning."""
+    pairs = [(premise, flag) for premise, flag in zip(map(premises.of, facts), known, strict=True) if premise]
+    asked = [premise for premise, _ in pairs]
+    groups = {"all": [True] * len(asked), "known": [flag for _, flag in pairs]}
+    return [
+        ReplySet(
+            "premises",
+            [premise.cloze for premise in asked],
+            groups,
+            [REPLY_TOKENS] * len(asked),
+            lambda number, reply: premises.cloze_verdict(reply, asked[number]),
+        ),
+        ReplySet(
+            "premises open",
+            [premise.open for premise in asked],
+            groups,
+            [OPEN_TOKENS] * len(asked),
+            lambda number, reply: premises.open_verdict(reply, asked[number]),
+        ),
+    ]
 
 
 def some(items: list[Item], limit: int | None) -> list[Item]:

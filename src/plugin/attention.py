@@ -247,8 +247,7 @@ def edit_outputs(plan: LayerPlan, output: Tensor) -> Tensor:
         elif isinstance(edit, Add):
             output = output + edit.value(output).to(output)
         else:
-            factor = edit.factor if isinstance(edit.factor, Tensor) else edit.factor(output)
-            output = output * factor[:, None, :, None].to(output)
+            output = edit(output)
     return output
 
 

@@ -24,20 +24,26 @@ from .sections import (
     FirstToken,
     FocusHeads,
     Gaze,
+    HeadGates,
     HeadScores,
     ImageHeads,
     InducingHeads,
+    PremiseHeads,
     Replies,
     RetrievalHeads,
     Section,
     Sink,
     Source,
     VisualHeads,
+    WordHeads,
 )
 from .validation import describe, load_yaml
 
 SCHEMA = 2
-HEAD_TABLES = ("scores", "chosen", "centric", "ratio", "hits")
+HEAD_TABLES = (  # the fields of sections that are [layer][head] tables
+    *("scores", "chosen", "centric", "ratio", "hits", "gains", "shares", "influence"),
+    *("facilitating", "irrelevant", "interfering"),
+)
 FOLDER = "SIGHTLINE_CALIBRATION"  # environment variable: the user's own calibration files
 
 
@@ -63,6 +69,9 @@ class Calibration(Section):
     conflict_heads: ConflictHeads | None = None
     first_token: FirstToken | None = None
     focus_heads: FocusHeads | None = None
+    premise_heads: PremiseHeads | None = None
+    head_gates: HeadGates | None = None
+    word_heads: WordHeads | None = None
 
     def facts(self) -> dict[str, Fact]:
         """The sections that are there, by name."""
@@ -95,11 +104,11 @@ class Calibration(Section):
                     raise ValueError(
                         f"{name}.{key} names layer {outside[0]}, but the model has {self.layers} (0..{self.layers - 1})"
                     )
-            for key in ("scores", "chosen", "centric", "hits", "gains"):
+            for key in HEAD_TABLES:
                 table = getattr(fact, key, None)
                 if table is not None and (len(table) != self.layers or any(len(row) != self.heads for row in table)):
                     raise ValueError(f"{name}.{key} must be {self.layers} lists of {self.heads} numbers")
-            for layer, head in (*getattr(fact, "enhance", ()), *getattr(fact, "suppress", ())):
+            for layer, head in (pair for key in ("enhance", "suppress", "heads") for pair in getattr(fact, key, ())):
                 if not (0 <= layer < self.layers and 0 <= head < self.heads):
                     raise ValueError(
                         f"{name} names head {layer}-{head}, but the model has {self.layers} layers of {self.heads} heads"

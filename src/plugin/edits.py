@@ -2,7 +2,7 @@
 
 A method turns its calibration and the token layout into edits; `attention.py` carries them out. There are four kinds:
 
-- `Gain`: a factor per batch row and query head on the head output, before `o_proj`.
+- `Gain`: a factor per batch row and query head on the head output, before `o_proj`; in all rows, or in named ones.
 - `Bias`: an additive bias on the logits of prompt keys. It stays on the fused kernel.
 - `Mass`: a rule that reads the attention mass of groups of keys and answers with a factor for each group.
 - `Reweight`: explicit weights in, explicit weights out; for what the others cannot say.
@@ -43,9 +43,23 @@ class Rows:
 
 @dataclass(frozen=True)
 class Gain:
-    """Multiply head outputs. `factor` is [B, H], or a function from the outputs [B, q, H, d] of this pass to it."""
+    """Multiply head outputs. `factor` is [B or 1, H], or a function from the outputs [B, q, H, d] of this pass to it.
+
+    `rows` None means every row of the pass.
+    """
 
     factor: Tensor | Callable[[Tensor], Tensor]
+    rows: Rows | None = None
+
+    def __call__(self, output: Tensor) -> Tensor:
+        factor = self.factor if isinstance(self.factor, Tensor) else self.factor(output)
+        factor = factor[:, None, :, None].to(output)
+        if self.rows is None:
+            return output * factor
+        start, stop = self.rows.start, self.rows.stop
+        active = self.rows.active.to(output.device)[:, :, None, None]
+        named = output[:, start:stop] * torch.where(active, factor, 1)
+        return torch.cat([output[:, :start], named, output[:, stop:]], dim=1)
 
 
 @dataclass(frozen=True)

@@ -149,3 +149,36 @@ class ConflictHeads(Fact):
 
     enhance: list[tuple[int, int]] = Field(default_factory=list)
     suppress: list[tuple[int, int]] = Field(default_factory=list)
+
+
+class PremiseHeads(Fact):
+    """FAITH's heads (arXiv 2402.19103): pairs (layer, query head) that carry a question's false premise, best first."""
+
+    heads: list[tuple[int, int]] = Field(min_length=1)
+    least: float | None = Field(default=None, description="influence above which a head counts for a question")
+    shares: HeadScores | None = Field(
+        default=None, description="share of the kept questions in which the head is among the most influential ones"
+    )
+    influence: HeadScores | None = Field(
+        default=None, description="mean change of P(true answer) when the head sees the question without its premise"
+    )
+
+
+class HeadGates(Fact):
+    """Causal Head Gating (arXiv 2505.13737): what each head does for right answers, [layer][query head] in [0, 1]."""
+
+    facilitating: HeadScores = Field(description="gate that is left under a pull towards 0")
+    irrelevant: HeadScores = Field(description="(1 - interfering) x (1 - facilitating)")
+    interfering: HeadScores = Field(description="what is missing of the gate under a pull towards 1")
+
+    @property
+    def gates(self) -> HeadScores:
+        """The gates under a pull towards 1: only heads that do harm are turned down."""
+        return [[1 - value for value in row] for row in self.interfering]
+
+
+class WordHeads(Fact):
+    """Head Pursuit (arXiv 2510.21518): how much of what a head writes is words of a concept."""
+
+    scores: HeadScores = Field(description="share of the variance of its outputs that few of the words explain")
+    words: list[str] | None = Field(default=None, description="the words")

@@ -103,7 +103,7 @@ class Reader:
         """
         cache = self._cache
         if rows > 1:
-            cache = _copies(cache, rows)
+            cache = copies(cache, rows)
         tokens = torch.full((rows, 1), self._last)
         said: list[list[int]] = [[] for _ in range(rows)]
         texts, ended = [""] * rows, [False] * rows
@@ -134,7 +134,7 @@ class Reader:
         return logits[:, -1].argmax(-1, keepdim=True)
 
 
-def _copies(cache: DynamicCache, rows: int) -> DynamicCache:
+def copies(cache: DynamicCache, rows: int) -> DynamicCache:
     """A cache of `rows` copies of a cache of one row."""
     copies = copy.deepcopy(cache)
     copies.batch_repeat_interleave(rows)

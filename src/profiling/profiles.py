@@ -16,6 +16,7 @@ from .image_heads import measure_image_heads
 from .importance import inducing_heads
 from .job import Job
 from .needles import default_lengths
+from .premise_heads import measure_premise_heads
 from .replies import measure_replies
 from .sinks import measure_sinks
 from .visual_heads import measure_visual_heads
@@ -65,6 +66,7 @@ PROFILES = {
     "retrieval-heads": Profile("retrieval_heads", _retrieval, reads=True, pictures=False),
     "inducing-heads": Profile("inducing_heads", _inducing, reads=True, pictures=False),
     "conflict-heads": Profile("conflict_heads", _conflict, sees=False, reads=True, pictures=False),
+    "premise-heads": Profile("premise_heads", measure_premise_heads, sees=False, reads=True, pictures=False),
 }
 """In the order in which they are measured: a later one may need an earlier one's section."""
 
