@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from .plugin.errors import CalibrationError, ConfigError, LayoutError, SightlineError, UnsupportedModelError
     from .plugin.registry import methods
     from .plugin.wrapper import Plug, attach, unwrap, wrap
+    from .preprocessing.carve import Carving, carve, carve_all, carved_inputs
 
 __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "CalibrationError",
+    "Carving",
     "Config",
     "ConfigError",
     "LayoutError",
@@ -30,6 +32,9 @@ __all__ = [
     "SightlineError",
     "UnsupportedModelError",
     "attach",
+    "carve",
+    "carve_all",
+    "carved_inputs",
     "methods",
     "score",
     "unmark",
@@ -45,6 +50,7 @@ _HOMES = {
     "methods": "plugin.registry",
     "unmark": "plugin.emphasis",
     **dict.fromkeys(("Score", "score"), "decoders.score"),
+    **dict.fromkeys(("Carving", "carve", "carve_all", "carved_inputs"), "preprocessing.carve"),
 }
 
 

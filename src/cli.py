@@ -77,6 +77,15 @@ def generate(
     ] = None,
     calibration: CalibrationFile = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 128,
+    carve: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Show the part that the question is about (CARVE); its map goes into this file."
+        ),
+    ] = None,
+    carving: Annotated[
+        str, typer.Option(metavar="YAML", help="Settings of CARVE such as '{top: 0.4}': see sightline methods carve.")
+    ] = "{}",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     json: JsonFile = None,
@@ -85,9 +94,10 @@ def generate(
     from .benchmarks.files import check_writable
     from .benchmarks.generation import reply
     from .benchmarks.loading import quiet
+    from .plugin.validation import inline
 
     quiet()
-    check_writable(json)
+    check_writable(json, carve)
     result = reply(
         model,
         prompt,
@@ -97,8 +107,12 @@ def generate(
         new_tokens=max_new_tokens,
         dtype=dtype,
         device=device,
+        carve=carve,
+        carving=inline(carving, "--carving"),
     )
     typer.echo(result["reply"])
+    if carve is not None:
+        show(wrote(carve))
     write_json(json, result)
 
 

@@ -14,9 +14,10 @@ import torch
 from profiling_stub import LENGTHS, Processor, Row, eager, job, normalised, rows
 from sightline import CalibrationError, UnsupportedModelError
 from sightline.benchmarks.chair import Vocabulary
+from sightline.plugin.grid import Grid, grid
 from sightline.plugin.methods.vhr import VHR, static_heads
 from sightline.plugin.sections import Sink, VisualHeads
-from sightline.profiling import box_heads, boxes, gaze, image_heads, visual_heads
+from sightline.profiling import box_heads, gaze, image_heads, naming, visual_heads
 from sightline.profiling.data import Example, Region
 
 
@@ -223,7 +224,7 @@ def test_cells_of_a_box_are_those_whose_pixels_it_holds(crop: bool) -> None:
     size = (96, 48)
     settings = {"do_center_crop": True, "size": {"shortest_edge": 48}, "crop_size": {"width": 48, "height": 48}}
     inputs = {"input_ids": torch.zeros(1, 20), "pixel_values": torch.zeros(1, 3, 48, 48)}
-    found = boxes.grid(images(None, **(settings if crop else {"do_center_crop": False})), inputs, 0, 16, size)
+    found = grid(images(None, **(settings if crop else {"do_center_crop": False})), inputs, 0, 16, size)
     for _ in range(50):
         left, top = generator.integers(0, 90), generator.integers(0, 44)
         box = (left, top, min(96, left + generator.integers(1, 40)), min(48, top + generator.integers(1, 30)))
@@ -237,36 +238,36 @@ def test_cells_of_a_box_are_those_whose_pixels_it_holds(crop: bool) -> None:
             for c in range(4)
             if seen[12 * r : 12 * r + 12, wide * c : wide * c + wide].any()
         }
-        assert found.cells(Region("x", tuple(float(edge) for edge in box))) == cells  # type: ignore[arg-type]
+        assert found.cells(tuple(float(edge) for edge in box)) == cells  # type: ignore[arg-type]
 
 
 def test_grids_of_families() -> None:
     qwen = {"input_ids": torch.zeros(2, 9), "image_grid_thw": torch.tensor([[1, 4, 6], [1, 8, 2]])}
     processor = images(None, merge_size=2)
-    assert boxes.grid(processor, qwen, 1, 4, (10, 20)) == boxes.Grid(4, 1, (0, 0, 10, 20))
+    assert grid(processor, qwen, 1, 4, (10, 20)) == Grid(4, 1, (0, 0, 10, 20))
     for tokens, pixels, more in (
         (15, (1, 3, 8, 8), {}),
         (16, (1, 4, 3, 8, 8), {}),
         (16, (1, 3, 8, 8), {"image_sizes": 1}),
     ):
         inputs = {"input_ids": torch.zeros(1, 20), "pixel_values": torch.zeros(*pixels), **more}
-        with pytest.raises(UnsupportedModelError, match="boxes"):
-            boxes.grid(images(None), inputs, 0, tokens, (8, 8))
+        with pytest.raises(UnsupportedModelError, match="places"):
+            grid(images(None), inputs, 0, tokens, (8, 8))
 
 
 def test_named_things() -> None:
     words = Vocabulary(["cat", "hot dog", "dog"], {"kitten": "cat"})
     text = "A kitten, two hot dogs and a cat."
     spans = [(i, i + 1) for i in range(len(text))]
-    found = boxes.named_objects(text, spans, {"cat", "hot dog"}, words)
+    found = naming.named_objects(text, spans, {"cat", "hot dog"}, words)
     assert [(n.label, text[n.tokens.start : n.tokens.stop]) for n in found] == [
         ("cat", "kitten"),
         ("hot dog", "hot dogs"),
     ]
     said = "It says ab12yD and nothing else"
     spans = [(0, 8), (8, 10), (10, 14), (14, 31)]
-    (naming,) = boxes.named_words(said, spans, {"AB12X", "QQQ99", "elf99"})
-    assert (naming.label, naming.tokens, naming.share) == ("AB12X", range(1, 3), pytest.approx(4 / 5))
+    (word,) = naming.named_words(said, spans, {"AB12X", "QQQ99", "elf99"})
+    assert (word.label, word.tokens, word.share) == ("AB12X", range(1, 3), pytest.approx(4 / 5))
 
 
 def test_box_scores_equal_following_the_answer(tmp_path: Path) -> None:
@@ -277,9 +278,9 @@ def test_box_scores_equal_following_the_answer(tmp_path: Path) -> None:
     work = job(processor, tmp_path)
     work.examples = [Example(e.id, e.text, e.image, objects=(region,)) for e in work.examples]
 
-    def name(example: Example, text: str, spans: Any) -> list[boxes.Naming]:
+    def name(example: Example, text: str, spans: Any) -> list[naming.Naming]:
         assert len(spans) == box_heads.NEW_TOKENS == len(text)
-        return [boxes.Naming("thing", steps, 0.75)]
+        return [naming.Naming("thing", steps, 0.75)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(box_heads, "NEW_TOKENS", 5)

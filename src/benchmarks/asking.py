@@ -35,17 +35,22 @@ def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int) 
 
 def batch_inputs(model: Any, processor: Any, samples: Sequence[Sample]) -> Any:
     """Model inputs of samples, left-padded, on the model's device and in its number type."""
+    opened = [open_image(one.image) if isinstance(one.image, Path) else one.image for one in samples]
+    texts = [rendered(processor, sample) for sample in samples]
+    return encoded(model, processor, texts, [[] if picture is None else [picture] for picture in opened])
+
+
+def encoded(model: Any, processor: Any, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> Any:
+    """Model inputs of whole prompts and the pictures of each, as `batch_inputs`; all have pictures or none has."""
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    texts = [rendered(processor, sample) for sample in samples]
-    opened = [open_image(one.image) if isinstance(one.image, Path) else one.image for one in samples]
-    pictures = {"images": [[picture] for picture in opened]} if opened[0] is not None else {}
+    shown = {"images": [list(own) for own in pictures]} if pictures[0] else {}
     # A template that writes the start token itself must not get a second one.
     special = {"add_special_tokens": False} if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token) else {}
-    inputs = processor(text=texts, **pictures, **special, padding=True, return_tensors="pt")
-    return inputs.to(model.device, model.dtype) if pictures else inputs.to(model.device)
+    inputs = processor(text=list(texts), **shown, **special, padding=True, return_tensors="pt")
+    return inputs.to(model.device, model.dtype) if shown else inputs.to(model.device)
 
 
 def rendered(processor: Any, sample: Sample) -> str:
@@ -54,16 +59,18 @@ def rendered(processor: Any, sample: Sample) -> str:
     Raises:
         SightlineError: a picture for a model that reads text only.
     """
-    sees = hasattr(processor, "image_processor")
-    if sample.image is not None and not sees:
+    if sample.image is not None and not hasattr(processor, "image_processor"):
         raise SightlineError(
             "this model reads text only, but the benchmark shows pictures: choose a vision-language model"
         )
-    if sample.raw:
-        return sample.text
+    return sample.text if sample.raw else turn(processor, sample.text, int(sample.image is not None))
+
+
+def turn(processor: Any, text: str, pictures: int) -> str:
+    """The whole prompt of one user turn: so many pictures, then the words."""
     if getattr(processor, "chat_template", None):
-        picture = [{"type": "image"}] if sample.image is not None else []
-        content: Any = [*picture, {"type": "text", "text": sample.text}] if sees else sample.text
-        turn = [{"role": "user", "content": content}]
-        return str(processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
-    return sample.text if sample.image is None else f"{getattr(processor, 'image_token', '<image>')}\n{sample.text}"
+        spoken = [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]
+        content: Any = spoken if hasattr(processor, "image_processor") else text
+        said = [{"role": "user", "content": content}]
+        return str(processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+    return f"{getattr(processor, 'image_token', '<image>')}\n" * pictures + text

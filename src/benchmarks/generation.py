@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .files import provenance
+from ..plugin.errors import SightlineError
+from .files import provenance, replacing
 from .loading import load_model, open_image, prompt_inputs
 
 
@@ -21,6 +23,8 @@ def reply(
     new_tokens: int = 128,
     dtype: str = "float32",
     device: str = "cpu",
+    carve: Path | None = None,
+    carving: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Ask a model once, greedily; returns `model`, `config`, `prompt`, `reply`, `seconds` and where it comes from.
 
@@ -33,6 +37,9 @@ def reply(
         new_tokens: longest reply.
         dtype: number type of the model.
         device: a torch device.
+        carve: show the model what CARVE makes of the image, and draw what it looked at into this PNG file; `box` and
+            `carve_seconds` are returned, too.
+        carving: settings of CARVE.
 
     Raises:
         SightlineError: image, configuration or model cannot be read, or do not fit each other.
@@ -43,12 +50,27 @@ def reply(
         from .. import Config, attach
 
         settings = Config.load(config)  # a typing mistake should not wait for the model
+    if carve is not None:
+        from ..preprocessing.carve import carve as look
+        from ..preprocessing.carve import checked
+
+        checked(carving or {})
+        if picture is None:
+            raise SightlineError("--carve looks at a picture: give --image")
     model, processor = load_model(name, dtype=dtype, device=device)
-    inputs = prompt_inputs(model, processor, prompt, picture)
+    start, found = time.perf_counter(), {}
+    if carve is None:
+        inputs = prompt_inputs(model, processor, prompt, picture)
+    else:
+        carved = look(model, processor, picture, prompt, **carving or {})
+        inputs = carved.inputs(model, processor)
+        found = {"box": carved.box, "carve_seconds": time.perf_counter() - start}
+        with replacing(carve) as file:
+            carved.drawn().save(file, format="png")
     with nullcontext() if settings is None else attach(model, settings, calibration=calibration, processor=processor):
         start = time.perf_counter()
         ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False).cpu()
         seconds = time.perf_counter() - start
     text = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
     said = {"model": name, "config": config, "prompt": prompt, "reply": text, "seconds": seconds}
-    return said | provenance({})
+    return said | found | provenance({})

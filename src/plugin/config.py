@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .composition import check
 from .errors import ConfigError
 from .method import Settings
-from .registry import DECODERS, METHODS, Registry, methods
+from .registry import DECODERS, METHODS, PREPROCESSORS, Registry, methods
 from .validation import describe, load_yaml, suggest
 
 KEYS = ("calibration", "methods", "decoder")
@@ -53,6 +53,7 @@ class Config(BaseModel):
         if not path.is_file():
             if path.suffix or path.name != str(source):
                 raise ConfigError(f"configuration file '{path}' does not exist: check the path")
+            _refuse_preprocessor(source)
             raise ConfigError(
                 f"unknown method or decoder '{source}'{suggest(str(source), list(methods()))}; registered:"
                 f" {', '.join(methods())}"
@@ -120,6 +121,8 @@ def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[s
         raise ConfigError(
             f"{where}: '{key}': '{name}' is a {other.kind}: write it as {home.replace('NAME', str(name))}"
         )
+    if name not in registry.known():
+        _refuse_preprocessor(name, f"{where}: '{key}': ")
     try:
         schema = registry.find(str(name)).config
     except ConfigError as error:
@@ -132,3 +135,12 @@ def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[s
         return str(name), schema.model_validate(dict(values or {}))
     except ValidationError as error:
         raise ConfigError(describe(error, where, schema, f"{key}.{name}")) from error
+
+
+def _refuse_preprocessor(name: Any, where: str = "") -> None:
+    """Say where a name belongs that is no part of a configuration."""
+    if name in PREPROCESSORS.known():
+        raise ConfigError(
+            f"{where}'{name}' is a preprocessor, which runs before generate: call sightline.{name}(...), or pass --{name} to"
+            " sightline generate"
+        )

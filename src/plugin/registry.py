@@ -1,4 +1,4 @@
-"""The registries of methods and of decoders. A file registers what it holds; the listing, the YAML schema, the README's
+"""The registries of methods, of decoders and of preprocessors. A file registers what it holds; the listing, the YAML schema, the README's
 
 table and the conformance matrix read it from here.
 """
@@ -16,6 +16,7 @@ from .validation import suggest
 
 if TYPE_CHECKING:
     from ..decoders.decoder import Decoder
+    from ..preprocessing.preprocessor import Preprocessor
 
 R = TypeVar("R", bound=Registered)
 C = TypeVar("C", bound=type[Registered])
@@ -59,10 +60,12 @@ class Registry(Generic[R]):
 
 METHODS: Registry[Method] = Registry("method", ".methods")
 DECODERS: Registry[Decoder] = Registry("decoder", "..decoders")
+PREPROCESSORS: Registry[Preprocessor] = Registry("preprocessor", "..preprocessing")
 register = METHODS.register
 register_decoder = DECODERS.register
+register_preprocessor = PREPROCESSORS.register
 
 
 def methods() -> dict[str, type[Registered]]:
-    """Every attention method and every decoder by name."""
-    return {**METHODS.known(), **DECODERS.known()}
+    """Every attention method, every decoder and every preprocessor by name."""
+    return {**METHODS.known(), **DECODERS.known(), **PREPROCESSORS.known()}

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from .errors import ConfigError
+
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, but a key that stands twice in a mapping is an error instead of the last one winning."""
@@ -23,6 +25,17 @@ class _Loader(yaml.SafeLoader):
 def load_yaml(text: str) -> Any:
     """`yaml.safe_load` without duplicate keys. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def inline(text: str, where: str) -> dict[str, Any]:
+    """A mapping given as text. Raises ConfigError."""
+    try:
+        data = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {text!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: {text!r} is no mapping: write settings as '{{name: value}}'")
+    return {str(key): value for key, value in data.items()}
 
 
 def describe(error: ValidationError, where: str, model: type[BaseModel], prefix: str = "") -> str:

@@ -112,7 +112,7 @@ def attach(
     Raises ConfigError, CalibrationError or UnsupportedModelError; the model is then as it was.
     """
     parsed = Config.load(config)
-    host = _host(model)
+    host = host_of(model)
     chosen = calibration if calibration is not None else parsed.calibration
     found = Calibration.load(chosen, model) if chosen is not None else find_shipped(model)
 
@@ -144,14 +144,14 @@ def attach(
 
 def observe(model: Any, make: Callable[[ModelFacts], dict[str, Method]], *, processor: Any = None) -> Plug:
     """Attach methods that are in no registry, made from the model's facts: for profiling runs, which bring probes."""
-    host = _host(model)
+    host = host_of(model)
     query = TurnFinder(processor, host.family.image_ids(model.config)) if processor is not None else None
     plug = Plug(host, Config(), Runner(host, make(host.facts(None)), None, query))
     host.add(plug)
     return plug
 
 
-def _host(model: Any) -> Host:
+def host_of(model: Any) -> Host:
     """The model's host, a new one if nothing is attached to it."""
     return getattr(model, HOST, None) or Host(model)
 

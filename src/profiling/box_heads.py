@@ -22,12 +22,13 @@ from torch import Tensor
 
 from ..plugin.edits import Edit, WeightProbe
 from ..plugin.errors import CalibrationError
+from ..plugin.grid import grid
 from ..plugin.layout import Layout, Step
 from ..plugin.method import ModelFacts, Session
 from ..plugin.sections import BoxHeads
-from .boxes import Naming, grid, named_objects, named_words, spelled, vocabulary
 from .data import Example, Region, pages
 from .job import Job, Sums, rounded
+from .naming import Naming, named_objects, named_words, spelled, vocabulary
 from .observe import Batch
 
 NEW_TOKENS = 96
@@ -81,7 +82,7 @@ def _answer(batch: Batch, kind: Kind, name: Callable[..., list[Naming]]) -> Sums
         shape = grid(batch.processor, batch.inputs, row, len(places), example.size)
         regions: Sequence[Region] = getattr(example, kind)
         for naming in name(example, *spelled(batch.processor, tokens)):
-            cells = set().union(*(shape.cells(region) for region in regions if region.label == naming.label))
+            cells = set().union(*(shape.cells(region.box) for region in regions if region.label == naming.label))
             if not cells or not naming.tokens:
                 continue  # cut off by the processor
             box = places[sorted(cells)]

@@ -16,8 +16,8 @@ from ..benchmarks.readers import Notes
 from ..benchmarks.suite import TESTBED
 from ..plugin.calibration import Calibration, find_shipped, model_name, own_file
 from ..plugin.errors import CalibrationError, ConfigError, SightlineError
-from ..plugin.host import HOST, Host
 from ..plugin.sections import Fact, RetrievalHeads, Source
+from ..plugin.wrapper import host_of
 from . import retrieval
 from .data import examples
 from .job import Job, Partial, rounded
@@ -86,7 +86,7 @@ def calibrate(
     Raises:
         SightlineError: nothing could be measured, or the data, the file or what was left behind cannot be read.
     """
-    host = model.__dict__.get(HOST) or Host(model)
+    host = host_of(model)
     sees = bool(host.family.image_token_fields) and hasattr(processor, "image_processor")
     names = chosen(profiles, sees)
     if not names and imported is None:

@@ -17,8 +17,8 @@ from ..benchmarks.readers import Notes
 from ..benchmarks.stats import Blend, Score
 from ..benchmarks.suite import TESTBED, Sample
 from ..plugin.errors import SightlineError
-from .boxes import vocabulary
 from .data import Example, examples
+from .naming import vocabulary
 from .pace import Pace
 
 CAPTION_TOKENS, ANSWER_TOKENS = 128, 5

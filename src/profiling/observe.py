@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,10 @@ from .prompt import text_tokenizer
 
 S = TypeVar("S", bound=Session)
 Watch = Callable[[Layout, ModelFacts], S]  # opens a session of probes for a prompt batch
+
+
+class Enough(Exception):
+    """A probe that has seen all it wants raises it: the pass of `read` ends there."""
 
 
 class _Watcher(Method, Generic[S]):
@@ -55,14 +59,17 @@ class Batch:
 
     def read(self, watch: Watch[S]) -> S:
         """Read the prompts once and return the session that looked."""
-        with self._watched(watch) as session:
+        with self._watched(watch) as session, suppress(Enough):
             self.forward()
         return session()
 
-    def answer(self, watch: Watch[S], new_tokens: int) -> tuple[S, list[list[int]]]:
-        """Answer greedily; the session that looked, and the token ids of each row up to its end token."""
+    def answer(self, watch: Watch[S], new_tokens: int, **how: Any) -> tuple[S, list[list[int]]]:
+        """Answer greedily; the session that looked, and the token ids of each row up to its end token.
+
+        how: more arguments of `generate`.
+        """
         with self._watched(watch) as session:
-            ids = self.model.generate(**self.inputs, max_new_tokens=new_tokens, do_sample=False)
+            ids = self.model.generate(**self.inputs, max_new_tokens=new_tokens, do_sample=False, **how)
         tokenizer = text_tokenizer(self.processor)
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         stop = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, tokenizer.pad_token_id}
