@@ -59,7 +59,7 @@ def reply(
             raise SightlineError("--carve looks at a picture: give --image")
     model, processor = load_model(name, dtype=dtype, device=device)
     start, found = time.perf_counter(), {}
-    if carve is None:
+    if carve is None or picture is None:
         inputs = prompt_inputs(model, processor, prompt, picture)
     else:
         carved = look(model, processor, picture, prompt, **carving or {})

@@ -177,7 +177,7 @@ class _Together(StoppingCriteria):
         ends = getattr(model.generation_config, "eos_token_id", None)
         self.ends = torch.tensor([] if ends is None else ends).flatten()
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended = torch.isin(input_ids[:, -1], self.ends.to(input_ids))
         return ended.view(2, -1).any(0).repeat(2)
 
@@ -247,7 +247,7 @@ def carve_all(
     method = Carve(chosen, host_of(model).facts(None))
     pictures = [image.convert("RGB") for image in images]
     return [
-        _carved(chosen, image, question, look)
+        carved(chosen, image, question, look)
         for image, question, look in zip(
             pictures, questions, method.maps(model, processor, pictures, questions), strict=True
         )
@@ -279,7 +279,8 @@ def _check(processor: Any, images: Sequence[Any], questions: Sequence[Any]) -> N
             )
 
 
-def _carved(settings: CarveSettings, image: Image.Image, question: str, look: Look) -> Carving:
+def carved(settings: CarveSettings, image: Image.Image, question: str, look: Look) -> Carving:
+    """The picture to ask the question about, once it is known where the model looks."""
     heat = stretched(look.cells, look.grid, image.size)
     mask = strongest(heat, settings.top, settings.regions)
     new = refined(image, mask, settings.refine, settings.enlarge)
