@@ -20,6 +20,7 @@ import torch
 from conftest import METHODS, Snapshot, assert_message, calibration, entry, shared
 from PIL import Image
 from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError, cli
+from sightline.benchmarks.carving import fit
 from sightline.plugin.grid import Grid
 from sightline.plugin.method import ModelFacts
 from sightline.preprocessing.carve import Carve, CarveSettings
@@ -519,3 +520,18 @@ def test_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = fails(["generate", "embedded", "--prompt", "x", "--carve", str(tmp_path / "x.png")], capsys)
     assert "--image" in error
     assert not (tmp_path / "x.png").exists()
+
+
+# --- the measurement -------------------------------------------------------------------------------------------------
+
+
+def test_how_a_region_fits() -> None:
+    """A picture of 4 x 4 with an object of 2 x 2 in a corner; three pixels are kept, one of them the object's."""
+    heat = np.array([[9, 1, 1, 1], [1, 1, 1, 8], [1, 1, 1, 7], [1, 1, 1, 1]], dtype=np.float32)
+    mask = heat > 6
+    found = SimpleNamespace(mask=mask, heat=heat, box=bounds(mask))
+    covers, chance, box_covers, box_chance, hotter = fit(found, [(0, 0, 2, 2)])  # type: ignore[arg-type]
+    assert (covers, chance) == (1 / 4, 3 / 16)
+    assert (box_covers, box_chance) == (1.0, 12 / 16)
+    # The object's 9 beats all 12 others; each of its three 1 ties with ten and loses to two.
+    assert hotter == pytest.approx((12 + 3 * 5) / (4 * 12))

@@ -167,14 +167,14 @@ def _fits(rows: Sequence[tuple[int, list[float]]], scenes: int) -> dict[str, Any
     values = np.array([row for _, row in rows])
     where = [image for image, _ in rows]
     count = np.bincount(where, minlength=scenes)
-    found = {"n": len(rows)}
+    found: dict[str, Any] = {"n": len(rows)}
 
     def mean(column: Any) -> dict[str, Any]:
         ratio = Ratio.of(np.bincount(where, column, scenes), count)
         return {"value": ratio.value, "interval": interval(ratio)}
 
-    found |= {name: mean(values[:, i]) for i, name in enumerate(FITS[:5])}  # type: ignore[dict-item]
-    found |= {"mask_gain": mean(values[:, 0] - values[:, 1]), "box_gain": mean(values[:, 2] - values[:, 3])}  # type: ignore[dict-item]
+    found |= {name: mean(values[:, i]) for i, name in enumerate(FITS[:5])}
+    found |= {"mask_gain": mean(values[:, 0] - values[:, 1]), "box_gain": mean(values[:, 2] - values[:, 3])}
     return found
 
 
