@@ -175,17 +175,47 @@ def test_a_killed_process_loses_and_repeats_nothing(embedded: tuple[Any, Any], t
         assert path.read_bytes().startswith(done)
 
 
-def test_torchrun(tmp_path: Path) -> None:
+def _worker(launcher: int, rank: int) -> int | None:
+    """The process of a rank, among the launcher's children."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        try:
+            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"RANK={rank}".encode() in environment:
+            return int(child)
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+def test_torchrun_is_killed_and_resumed(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    asked = ["eval", "chair", "--model", "embedded", "--data", "testbed", "--limit", "3", "--batch", "1"]
-    asked += ["--max-new-tokens", "6", "--threads", "1", "--out", str(tmp_path), "--json", str(tmp_path / "copy.json")]
-    module = ["-m", "sightline.benchmarks.command"]
-    done = subprocess.run([*launch, *module, *asked], capture_output=True, text=True, timeout=300)
+    asked = ["eval", "chair", "--model", "embedded", "--data", "testbed", "--limit", "8", "--batch", "1"]
+    asked += ["--max-new-tokens", "9", "--threads", "1", "--out", str(tmp_path), "--json", str(tmp_path / "copy.json")]
+    started = [*launch, "-m", "sightline.benchmarks.command", *asked]
+    files = [tmp_path / "plain" / f"rank-{rank}.jsonl" for rank in (0, 1)]
+    with subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        until = time.monotonic() + 120
+        while not (files[1].exists() and files[1].read_bytes()):
+            assert first.poll() is None, "the processes ended before one could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        victim = _worker(first.pid, 1)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        assert first.wait(120) != 0
+    before = [path.read_bytes() if path.exists() else b"" for path in files]
+    assert sum(content.count(b"\n") for content in before) < 8
+    done = subprocess.run(started, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    sizes = [len((tmp_path / "plain" / f"rank-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
-    assert sizes == [2, 1]
-    assert json.loads((tmp_path / "copy.json").read_text())["runs"][0]["chair"]["n"] == 3
     assert done.stdout.count("CHAIR_S") == 1  # one table
+    for path, content in zip(files, before, strict=True):  # what was done is not done again
+        assert path.read_bytes().startswith(content[: content.rfind(b"\n") + 1])
+    whole = evaluate(chair(8), *embedded, {}, tmp_path / "whole", settings=ONE)
+    assert replies(tmp_path, "plain") == replies(tmp_path / "whole", "plain")
+    assert without_times(json.loads((tmp_path / "copy.json").read_text())) == json.loads(
+        json.dumps(without_times(whole))
+    )
 
 
 def identity(**change: Any) -> dict[str, Any]:
