@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -46,7 +48,7 @@ def evaluated(
     replies: dict[str, Sequence[str]],
     *,
     benchmark: Any = None,
-    model: str = "m1",
+    model: str | None = "m1",
     data: str | None = None,
     maps: dict[str, Any] | None = None,
 ) -> Path:
@@ -58,7 +60,7 @@ def evaluated(
     ]
     runs[0].config = {}
     runs[-1].head_maps = {key: np.asarray(grid) for key, grid in (maps or {}).items()}
-    hashes = {"model": model, "data": data or bench.data_hash()}
+    hashes = {"data": data or bench.data_hash()} | ({} if model is None else {"model": model})
     calibrations = {"c1": {"model": "tiny", "head_tables": {"visual_heads.scores": [[0.25, 0.75]]}}} if maps else {}
     merge(bench, runs, out, hashes, bench.notes, settings={"seed": 0}, calibrations=calibrations)
     return out
@@ -234,9 +236,10 @@ def test_questions_show_what_is_wrong(tmp_path: Path) -> None:
 
 def test_answers_from_elsewhere_stand_alone(tmp_path: Path) -> None:
     one = evaluated(tmp_path / "one", {"plain": ["A fork."], "vhr": ["A dog."]})
-    said = evaluated(tmp_path / "said", {ANSWERS: ["A bus."]})
+    said = evaluated(tmp_path / "said", {ANSWERS: ["A bus."]}, model=None)
     made, _ = shown([one, said], tmp_path / "out")
     assert [entry["name"] for entry in made.sections[0].runs] == ["plain", "vhr", "answers"]
+    assert made.sections[0].notes == ["compared with none, as first runs of their folders: answers"]
 
 
 def unfinished(out: Path, name: str, done: int, *, of: int | None = 4) -> None:
@@ -432,6 +435,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [entry["name"] for entry in result["sections"][0]["runs"]] == ["plain", "vhr"]
     assert (tmp_path / "out" / "report.md").read_text().startswith("# Results")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.md"]
+
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here")
+def test_a_browser_draws_a_page_of_samples(tmp_path: Path) -> None:
+    said = {"plain": [HOSTILE, *["A dog and a fork."] * 24], "vhr": ["A cat.", *["A dog."] * 24]}
+    shown([evaluated(tmp_path / "a", said)], tmp_path / "out")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    page = f"file://{tmp_path / 'out' / 'report.html'}"
+    drawn = subprocess.run([BROWSER, *flags, "--dump-dom", page], capture_output=True, text=True, timeout=120).stdout
+    cards = re.findall('<article class="card">.*?</article>', drawn, re.DOTALL)
+    assert len(cards) == 20
+    assert "1 to 20 of 25" in drawn
+    first = re.sub(r"\s+", " ", cards[0])
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt; &amp; '</span><b>dog</b>" in first
+    assert "<mark>cat</mark>" in first
+    assert 'src="data:image/' in first
+    assert cards[1].count("<mark>") == 1
 
 
 @pytest.mark.parametrize(

@@ -232,8 +232,11 @@ def _fill(section: Section) -> None:
     section.samples = list(rows.values())
     whole = len(section.folders)
     section.notes = [line if len(homes) == whole else f"{', '.join(homes)}: {line}" for line, homes in said.items()]
-    if len({folder.result["hashes"].get("model") for folder in section.folders if folder.result}) > 1:
+    models = {folder.result["hashes"].get("model") for folder in section.folders if folder.result}
+    if len(models - {None}) > 1:
         section.notes.append("the runs are of different models; each is compared with its own folder's first run")
+    elif alone := [str(entry["name"]) for entry in section.runs[1:] if entry["against"] is None]:
+        section.notes.append(f"compared with none, as first runs of their folders: {', '.join(alone)}")
 
 
 def _labels(
