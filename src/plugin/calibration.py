@@ -24,6 +24,7 @@ from .sections import (
     FirstToken,
     FocusHeads,
     Gaze,
+    Grounding,
     HeadGates,
     HeadScores,
     ImageHeads,
@@ -72,6 +73,7 @@ class Calibration(Section):
     premise_heads: PremiseHeads | None = None
     head_gates: HeadGates | None = None
     word_heads: WordHeads | None = None
+    grounding: Grounding | None = None
 
     def facts(self) -> dict[str, Fact]:
         """The sections that are there, by name."""

@@ -41,6 +41,9 @@ class Attachment(Protocol):
     def generating(self, ids: Any, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
         """Around `generate` of these prompt ids [B, n] (None: not given) with these arguments."""
 
+    def generate(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`generate` of the model, inside of that."""
+
     def scoring(self) -> AbstractContextManager[None]:
         """Around passes that score given answers."""
 
@@ -169,7 +172,7 @@ class Host:
                 # Compiling would bake one prompt's plan into the graph.
                 kwargs.setdefault("disable_compile", True)
             with _image_count_named(), self.plugs[-1].generating(ids, kwargs):
-                return original(*args, **kwargs)
+                return self.plugs[-1].generate(original, args, kwargs)
 
         return generate
 

@@ -20,15 +20,21 @@ from .graph import keeping_graph
 from .host import ENCODED, Host
 from .layout import Layout, QueryFinder, Step, read_layout
 from .method import Method, Session
+from .trace import Record, Tracer
 
 POSITIONED = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids", "cache_position")
 
 
 class Run:
-    """One prompt batch: its layout, a session per method, the decoder's contrast, and the plan of its decode steps."""
+    """One prompt batch: its layout, a session per method, the decoder's contrast, the record of its answer, and the
 
-    def __init__(self, layout: Layout, sessions: list[Session], contrast: Contrast | None):
-        self.layout, self.sessions, self.contrast = layout, sessions, contrast
+    plan of its decode steps.
+    """
+
+    def __init__(
+        self, layout: Layout, sessions: list[Session], contrast: Contrast | None, record: Record | None = None
+    ):
+        self.layout, self.sessions, self.contrast, self.record = layout, sessions, contrast, record
         self.decode_plan: Plan | None = None
         self.cache: weakref.ref[Any] | None = None  # the cache that holds this prompt
         self.twin: Twin | None = None
@@ -39,7 +45,7 @@ class Run:
     def plan(self, step: Step) -> Plan:
         if not step.reading and self.decode_plan is not None:
             return self.decode_plan
-        watched = [] if self.contrast is None else [self.contrast.watch(step)]
+        watched = [one.watch(step) for one in (self.contrast, self.record) if one is not None]
         plan = merge([*(session.edits(step) for session in self.sessions), *watched])
         if not step.reading:
             self.decode_plan = plan
@@ -90,15 +96,26 @@ class Run:
             if self.twin is not None:
                 self.twin.grown = grown
 
+    def stop_recording(self) -> None:
+        """The answer is complete; what follows on its cache is no part of it."""
+        self.record = self.decode_plan = None
+
 
 class Runner:
     """Runs forward passes of a host's model with the edits of `methods` and the contrast of `decoder`; keeps the `Run`
 
-    of the prompt under way. `scoring` tells the decoder that given answers are scored.
+    of the prompt under way. `scoring` tells the decoder that given answers are scored. `tracer` records `generate`.
     """
 
-    def __init__(self, host: Host, methods: dict[str, Method], decoder: Decoder | None, query: QueryFinder | None):
-        self.methods, self.decoder = methods, decoder
+    def __init__(
+        self,
+        host: Host,
+        methods: dict[str, Method],
+        decoder: Decoder | None,
+        query: QueryFinder | None,
+        tracer: Tracer | None = None,
+    ):
+        self.methods, self.decoder, self.tracer = methods, decoder, tracer
         self.run: Run | None = None
         self.scoring = False
         self._host, self._query = host, query
@@ -122,6 +139,16 @@ class Runner:
         finally:
             self._redrawn = None
 
+    def generate(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`generate` with this attachment's tracer, if it has one."""
+        if self.tracer is None:
+            return original(*args, **kwargs)
+        try:
+            return self.tracer.generate(original, args, kwargs, getattr(self._host.model, "generation_config", None))
+        finally:
+            if self.run is not None:
+                self.run.stop_recording()
+
     @contextmanager
     def _around(self) -> Iterator[None]:
         """Around the outermost call: `generate`, or a forward pass that is none of its own."""
@@ -140,11 +167,15 @@ class Runner:
     @property
     def active(self) -> bool:
         """Whether there is anything to do; without, the model runs plain."""
-        return bool(self.methods) or self.decoder is not None
+        return bool(self.methods) or self.decoder is not None or self.tracer is not None
+
+    @property
+    def _record(self) -> Record | None:
+        return None if self.tracer is None else self.tracer.open
 
     def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """One forward pass of the model with this attachment's edits and contrast."""
-        if not self.active:
+        if not self.methods and self.decoder is None and self._record is None:
             return original(**kwargs)
         as_tuple = False
         if self.decoder is not None:
@@ -173,6 +204,8 @@ class Runner:
                 f"a cache with {start} tokens of {rows} rows was passed, but this attachment has not read that prompt:"
                 " start from an empty cache inside the attachment"
             )
+        if self._record is not None:
+            self._record.check()
         self.run.check(start, rows)
         return self._contrasted(self._pass(original, kwargs, start, count))
 
@@ -198,7 +231,9 @@ class Runner:
         A branch that shares the prompt, or has one of its own, has nothing to say of the prompt's rows but the last.
         """
         assert self.run is not None
-        contrast, twin = self.run.contrast, self.run.twin
+        contrast, twin, record = self.run.contrast, self.run.twin, self.run.record
+        if record is not None:
+            record.read(output.logits[:, -1], None if twin is None or twin.logits is None else twin.logits[:, -1])
         if contrast is None:
             return output
         logits = output.logits.float()
@@ -218,7 +253,10 @@ class Runner:
         if self.decoder is not None and bool((layout.last < layout.length - 1).any()):
             raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
         contrast = None if self.decoder is None else self.decoder.start(layout, self.scoring)
-        run = self.run = Run(layout, [method.start(layout) for method in self.methods.values()], contrast)
+        record = self._record
+        if record is not None:
+            record.begin(layout)
+        run = self.run = Run(layout, [method.start(layout) for method in self.methods.values()], contrast, record)
         reading_text = merge([session.read_text_edits() for session in run.sessions])
         if reading_text:
             with self._host.staged(reading_text, 0, 0), torch.no_grad():

@@ -36,6 +36,7 @@ class Fact(Section):
         return {"reference": value} if isinstance(value, str) else value
 
 
+Signal = Literal["image", "query", "prompt", "output", "entropy", "probability"]  # columns of `Plug.trace`
 HeadScores = list[list[float]]  # [layer][query head]
 Dim = Annotated[int, Field(ge=0)]
 
@@ -142,6 +143,16 @@ class FocusHeads(Fact):
 
     heads: list[tuple[int, int]] = Field(min_length=1)
     directions: list[list[float]] = Field(description="as many as heads")
+
+
+class Grounding(Fact):
+    """How the trace of a word tells whether the picture holds what it names (`sightline generate --explain`)."""
+
+    heads: list[tuple[int, int]] = Field(min_length=1, description="(layer, query head) whose attention is averaged")
+    weights: dict[Signal, float] = Field(
+        min_length=1, description="a word's score: the sum of these times the columns of its trace, mean over its tokens"
+    )
+    threshold: float = Field(description="a word with a lower score is weakly grounded")
 
 
 class ConflictHeads(Fact):

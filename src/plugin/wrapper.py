@@ -8,16 +8,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from ..decoders import thin
 from ..decoders.decoder import Decoder
 from .calibration import Calibration, find_shipped
 from .config import Config
 from .emphasis import Emphasised
+from .errors import ConfigError
 from .host import HOST, Host
 from .layout import QueryFinder, TurnFinder
 from .method import Method, ModelFacts
 from .registry import DECODERS, METHODS
 from .run import Run, Runner
+from .trace import Tracer, TraceSettings
 from .words import Tagger, content_words, spacy_tagger
 
 WRAPPED = "_sightline_wrapped"  # attribute of a model that `wrap` was called on
@@ -29,7 +33,7 @@ class Plug:
     def __init__(self, host: Host, config: Config, runner: Runner):
         self.config = config
         self._host, self._runner = host, runner
-        self.forward, self.generating = runner.forward, runner.generating
+        self.forward, self.generating, self.generate = runner.forward, runner.generating, runner.generate
 
     def __enter__(self) -> Plug:
         return self
@@ -52,6 +56,28 @@ class Plug:
         if run.contrast is not None and self._runner.decoder is not None:
             reports[self._runner.decoder.name] = run.contrast.report()
         return reports
+
+    @property
+    def trace(self) -> list[dict[str, Any]]:
+        """One row per token of the last `generate`, as columns by name (`plugin/trace.py`): `pandas.DataFrame(plug.trace)`.
+
+        Empty before the first call. Raises ConfigError without `attach(..., trace=True)`.
+        """
+        return self._tracer.table()
+
+    @property
+    def image_maps(self) -> list[Tensor]:
+        """For each answer of the last `generate`, the attention on each image token of its prompt [tokens, image tokens].
+
+        Raises ConfigError without `attach(..., trace={"maps": True})`.
+        """
+        return self._tracer.image_maps()
+
+    @property
+    def _tracer(self) -> Tracer:
+        if self._runner.tracer is None:
+            raise ConfigError("nothing was recorded: attach(..., trace=True)")
+        return self._runner.tracer
 
     @property
     def decoder(self) -> Decoder | None:
@@ -88,6 +114,7 @@ def attach(
     tagger: Tagger | None = None,
     context: QueryFinder | None = None,
     emphasis: Emphasised | None = None,
+    trace: bool | Mapping[str, Any] | TraceSettings = False,
 ) -> Plug:
     """Put a configuration to work on a model, for a `with` block or until `detach`.
 
@@ -103,6 +130,8 @@ def attach(
         context: which prompt tokens are the context that `cad` takes away: a function from ids [B, n] to a mask [B, n].
         emphasis: what `pasta` and `spotlight` emphasise: such a function, or texts that stand in every prompt; without,
             what stands between the marks that their settings name.
+        trace: record what each generated token leans on, for `Plug.trace`: True, or settings (`trace.TraceSettings`). Never
+            changes the output. `generate` refuses, with the reason, what could not be followed.
         tagger: content words for `words: content`, a function from text to character spans; default spaCy if installed.
 
     Attachments nest: the innermost is in force (an empty config inside another means the plain model), and leaving it
@@ -135,7 +164,9 @@ def attach(
     )
     methods = {name: METHODS.find(name)(settings, facts) for name, settings in parsed.methods}
     decoder = None if parsed.decoder is None else DECODERS.find(parsed.decoder[0])(parsed.decoder[1], facts)
-    plug = Plug(host, parsed, Runner(host, methods, decoder, query))
+    tracing = TraceSettings.load(trace)
+    tracer = None if tracing is None else Tracer(tracing, facts)
+    plug = Plug(host, parsed, Runner(host, methods, decoder, query, tracer))
     host.add(plug)
     if decoder is not None:
         thin.install(host)

@@ -1,0 +1,358 @@
+"""What an answer leans on: for each generated token, where the model looks and how sure it is.
+
+Probes look at the row that predicts the token, in the layers of the traced heads; nothing is changed, and a layer that
+has only probes computes the same bits. The table has one row per answer and token:
+
+- row, position: which of the sequences that `generate` returned, and the token's place in its answer, from 0.
+- token, text: its id, and the characters that it adds to the answer (None without a processor).
+- image, query, prompt, output: the attention on image tokens, on the user's question, on the rest of the prompt and on
+  the answer so far, after every edit; mean over the traced heads. Together 1, if the edits keep the sum.
+- entropy: of the model's next-token distribution, in nats. probability: of the token in it. Both with the methods' edits,
+  before a decoder's contrast, temperature or any other logits processor.
+- divergence: Jensen-Shannon divergence of that distribution and the branch's, in nats. contrast: how much likelier the
+  model finds the token than its branch, log p - log p'. None without a decoder that has a branch.
+
+Beams cost no more than other rows: the table follows each final answer back through the beams it came from.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..decoders import rules
+from ..decoders.heads import Head, best_heads
+from .edits import Edit, Rows, WeightProbe
+from .errors import CalibrationError, ConfigError, LayoutError, UnsupportedModelError
+from .layout import Layout, Step
+from .method import ModelFacts, Settings
+from .validation import describe
+from .words import characters
+
+MASSES = ("image", "query", "prompt", "output")
+Section = Literal["concept_heads", "image_heads", "visual_heads", "retrieval_heads"]
+SECTIONS: tuple[Section, ...] = ("concept_heads", "image_heads", "visual_heads", "retrieval_heads")
+
+
+class TraceSettings(Settings):
+    """What `attach(..., trace=)` takes: True for these defaults, or a mapping."""
+
+    heads: Literal["auto", "all"] | Section | list[Head] = Field(
+        "auto",
+        description="whose attention is averaged: a calibration section, [layer, head] pairs, or all; auto: the heads of"
+        " the section grounding, else of the first that has scores among " + ", ".join(SECTIONS) + ", else all",
+    )
+    count: int = Field(8, gt=0, description="how many heads of a section, by score")
+    maps: bool = Field(False, description="keep the attention on every image token, for `Plug.image_maps`")
+
+    @classmethod
+    def load(cls, given: bool | Mapping[str, Any] | TraceSettings) -> TraceSettings | None:
+        """The settings, None for False. Raises ConfigError."""
+        if isinstance(given, TraceSettings):
+            return given
+        if isinstance(given, bool):
+            return cls() if given else None
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"trace is True, False or a mapping of settings, not {type(given).__name__}")
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            raise ConfigError(describe(error, "trace", cls)) from error
+
+
+def traced_heads(settings: TraceSettings, facts: ModelFacts) -> tuple[Head, ...]:
+    """The heads whose attention is recorded. Raises CalibrationError, or ConfigError for an empty list."""
+    chosen, known = settings.heads, facts.calibration
+    if isinstance(chosen, list):
+        if not chosen:
+            raise ConfigError("trace.heads is empty: give [layer, head] pairs, or leave it out")
+        return facts.check_heads(chosen, "trace.heads")
+    if chosen == "auto":
+        if known is not None and known.grounding is not None:
+            return facts.check_heads(known.grounding.heads, "grounding.heads")
+        scored = (name for name in SECTIONS if getattr(getattr(known, name, None), "scores", None) is not None)
+        section = next(scored, None)
+    else:
+        section = None if chosen == "all" else chosen
+    if section is None:
+        return tuple((layer, head) for layer in range(facts.layers) for head in range(facts.heads))
+    scores = facts.need(section, "trace", "option").scores
+    if scores is None:
+        raise CalibrationError(f"trace: the calibration's section '{section}' has no head scores: choose other heads")
+    count = min(settings.count, facts.layers * facts.heads) if chosen == "auto" else settings.count
+    return best_heads(scores, count, facts, "trace.count")
+
+
+class Tracer:
+    """Traces the calls of `generate` under one attachment. `record` is the call under way or the last one."""
+
+    def __init__(self, settings: TraceSettings, facts: ModelFacts):
+        self.settings, self.tokenizer = settings, facts.tokenizer
+        self.heads = traced_heads(settings, facts)
+        self.record: Record | None = None
+        layers = sorted({layer for layer, _ in self.heads})
+        self._layers = {n: torch.tensor([head for layer, head in self.heads if layer == n]) for n in layers}
+
+    @property
+    def open(self) -> Record | None:
+        """The record of the call under way, None outside `generate`."""
+        return self.record if self.record is not None and self.record.open else None
+
+    def generate(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any
+    ) -> Any:
+        """Call `generate` and record it; `default` is the model's generation config."""
+        self.record = None
+        arguments = {**inspect.signature(original).bind_partial(*args).arguments, **kwargs}
+        configs = (arguments.get("generation_config"), default)
+
+        def setting(name: str) -> Any:
+            given = (arguments.get(name), *(getattr(config, name, None) for config in configs))
+            return next((value for value in given if value is not None), None)
+
+        if setting("custom_generate") is not None:
+            raise UnsupportedModelError(
+                "a custom generation loop (custom_generate) cannot be traced, as it may choose tokens in any way: leave"
+                " trace out, or generate with the model's own loop"
+            )
+        beams = setting("num_beams") or 1
+        record = self.record = Record(self._layers, len(self.heads), beams, self.settings.maps)
+        arguments["stopping_criteria"] = StoppingCriteriaList(
+            [*(arguments.get("stopping_criteria") or ()), _Chosen(record)]
+        )
+        asked = setting("return_dict_in_generate")
+        if beams > 1:  # the way of each answer through the beams comes with the whole output
+            arguments["return_dict_in_generate"] = True
+        try:
+            output = original(**arguments)
+        except BaseException:
+            self.record = None
+            raise
+        record.finish(
+            output if isinstance(output, Tensor) else output.sequences,
+            getattr(output, "beam_indices", None),
+            setting("eos_token_id"),
+            setting("pad_token_id"),
+        )
+        return output if asked or beams == 1 else output.sequences
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows of the last call."""
+        return [] if self.record is None else self.record.table(self.tokenizer)
+
+    def image_maps(self) -> list[Tensor]:
+        """For each answer of the last call, what of the attention each image token gets [tokens, image tokens]."""
+        if not self.settings.maps:
+            raise ConfigError("no image maps were recorded: attach(..., trace={'maps': True})")
+        return [] if self.record is None else self.record.image_maps()
+
+
+@dataclass(frozen=True)
+class Look:
+    """One pass: masses [R, 4], entropy [R], divergence [R] and attention on prompt tokens [R, n] of its last row."""
+
+    masses: Tensor
+    entropy: Tensor
+    divergence: Tensor | None
+    prompt: Tensor | None
+
+    def cpu(self) -> Look:
+        return Look(*(None if part is None else part.cpu() for part in vars(self).values()))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What could follow one pass: tokens [G, c] of each group of beams, and their log p and log p - log p' [G, b, c]."""
+
+    tokens: Tensor
+    logprob: Tensor
+    contrast: Tensor | None
+
+    def cpu(self) -> Choice:
+        return Choice(*(None if part is None else part.cpu() for part in vars(self).values()))  # type: ignore[arg-type]
+
+
+class Record:
+    """One call of `generate`. R rows run in each pass: G groups of b beams, b = 1 where nothing is searched."""
+
+    def __init__(self, layers: dict[int, Tensor], heads: int, beams: int, maps: bool):
+        self._layers, self._heads, self._beams, self._maps = layers, heads, beams, maps
+        self.open = True
+        self._layout: Layout | None = None
+        self._groups = torch.empty(0)  # which prompt tokens are image, query and neither [R, n, 3]
+        self._seen: dict[tuple[int, int, int], Tensor] = {}  # weights [R, K] of the pass under way, summed over heads
+        self._log: tuple[Tensor, Tensor | None] | None = None  # log p and log p' [R, V] of the last pass
+        self._looks: list[Look] = []
+        self._choices: list[Choice] = []
+        self._answers = self._beam_of = torch.empty(0, 0, dtype=torch.long)  # tokens and their rows [rows, T]
+        self._lengths: list[int] = []
+
+    # ---- while `generate` runs ---------------------------------------------------------------------------------------
+
+    def begin(self, layout: Layout) -> None:
+        """A prompt is about to be read. Raises LayoutError where its answer could not be followed."""
+        if self._layout is not None:
+            raise LayoutError(
+                "this call of generate reads more than one prompt, which cannot be traced: leave trace out"
+            )
+        if bool((layout.last < layout.length - 1).any()):
+            raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
+        self._layout = layout
+        rest = ~(layout.image | layout.query)
+        self._groups = torch.stack([layout.image, layout.query, rest], dim=-1).float()
+
+    def check(self) -> None:
+        """Raises LayoutError where a call goes on from a cache that an earlier one has filled."""
+        if self._layout is None:
+            raise LayoutError(
+                "generate goes on from a filled cache, whose prompt and answer cannot be told apart: pass the whole"
+                " conversation without past_key_values, or leave trace out"
+            )
+
+    def watch(self, step: Step) -> dict[int, list[Edit]]:
+        """The probes of a pass; none where it ends before the prompt does."""
+        assert self._layout is not None
+        last = step.start + step.count - 1
+        if last < self._layout.length - 1:
+            return {}
+        rows = Rows(step.count - 1, step.count, self._layout.valid[:, -1:])
+        return {layer: [WeightProbe(partial(self._see, layer), rows)] for layer in self._layers}
+
+    def _see(self, layer: int, weights: Tensor, keys: slice, first: int) -> None:
+        heads = self._layers[layer] = self._layers[layer].to(weights.device)
+        row = weights[:, :, -1]
+        looked = row.sum(1) if len(heads) == row.shape[1] else row[:, heads].sum(1)
+        place = keys.start, keys.stop, looked.shape[1]  # sliding layers see other keys than full ones
+        before = self._seen.get(place)
+        self._seen[place] = looked if before is None else before + looked.to(before.device)
+
+    def read(self, logits: Tensor, weak: Tensor | None) -> None:
+        """Behind a pass: the logits of its last row, the model's and the branch's [R, V]."""
+        base = logits.float().log_softmax(-1)
+        other = None if weak is None else weak.to(base.device).float().log_softmax(-1)
+        self._log = base, other
+        masses, prompt = self._masses()
+        divergence = None if other is None else rules.divergence(base, other)
+        self._looks.append(Look(masses, rules.entropy(base)[..., 0], divergence, prompt if self._maps else None))
+
+    def _masses(self) -> tuple[Tensor, Tensor]:
+        """Masses [R, 4] and the attention on prompt tokens [R, n] of the pass that ended."""
+        total: Tensor | None = None
+        prompt: Tensor | None = None
+        for (start, stop, _), weights in self._seen.items():
+            groups = self._groups = self._groups.to(weights.device)
+            inside = weights[:, : stop - start]
+            parts = torch.bmm(inside[:, None], groups[:, start:stop])[:, 0]
+            masses = torch.cat([parts, weights[:, stop - start :].sum(-1, keepdim=True)], dim=-1)
+            padded = nn.functional.pad(inside, (start, groups.shape[1] - stop))
+            total = masses if total is None else total + masses.to(total.device)
+            prompt = padded if prompt is None else prompt + padded.to(prompt.device)
+        self._seen.clear()
+        assert total is not None
+        assert prompt is not None
+        return total / self._heads, prompt / self._heads
+
+    def choose(self, tokens: Tensor) -> None:
+        """Behind the choice that follows a pass: the tokens that it leaves [G * c]."""
+        if self._log is None:
+            raise UnsupportedModelError(
+                "this call of generate chooses tokens without a pass of the model for each, which cannot be traced: leave"
+                " trace out"
+            )
+        (base, weak), self._log = self._log, None
+        chosen = tokens.to(base.device).view(len(base) // self._beams, -1)
+        index = chosen[:, None].expand(-1, self._beams, -1)
+        ours = base.view(len(chosen), self._beams, -1).gather(-1, index)
+        theirs = None if weak is None else weak.view(len(chosen), self._beams, -1).gather(-1, index)
+        self._choices.append(Choice(chosen, ours, None if theirs is None else ours - theirs))
+
+    def finish(self, sequences: Tensor, beams: Tensor | None, ends: Any, pad: int | None) -> None:
+        """`generate` has returned these sequences [rows, n + T], taken from these beams [rows, T]."""
+        self.open, self._log = False, None
+        if self._layout is None:
+            return
+        self._answers = sequences[:, self._layout.length :]
+        if beams is None:
+            self._beam_of = torch.arange(len(sequences))[:, None].expand_as(self._answers)
+            self._lengths = _lengths(self._answers.tolist(), ends, pad)
+        else:
+            self._beam_of = beams
+            self._lengths = (beams >= 0).sum(-1).tolist()
+
+    # ---- afterwards --------------------------------------------------------------------------------------------------
+
+    def table(self, tokenizer: Any) -> list[dict[str, Any]]:
+        """The rows of the table, see the module. Empty while `generate` runs."""
+        self._looks = [look.cpu() for look in self._looks]
+        self._choices = [choice.cpu() for choice in self._choices]
+        return [one for row in range(len(self._lengths)) for one in self._rows_of(row, tokenizer)]
+
+    def _rows_of(self, row: int, tokenizer: Any) -> list[dict[str, Any]]:
+        tokens = self._answers[row, : self._lengths[row]].tolist()
+        text, spans = characters(tokenizer, tokens) if tokenizer is not None else ("", [])
+        rows = []
+        for position, token in enumerate(tokens):
+            beam = int(self._beam_of[row, position])
+            look, choice = self._looks[position], self._choices[position]
+            group, member = divmod(beam, self._beams)
+            place = group, member, choice.tokens[group].tolist().index(token)
+            rows.append(
+                {
+                    "row": row,
+                    "position": position,
+                    "token": token,
+                    "text": text[slice(*spans[position])] if spans else None,
+                    **dict(zip(MASSES, look.masses[beam].tolist(), strict=True)),
+                    "entropy": float(look.entropy[beam]),
+                    "probability": float(choice.logprob[place].exp()),
+                    "divergence": None if look.divergence is None else float(look.divergence[beam]),
+                    "contrast": None if choice.contrast is None else float(choice.contrast[place]),
+                }
+            )
+        return rows
+
+    def image_maps(self) -> list[Tensor]:
+        """For each answer, the attention on each image token of its prompt [tokens, image tokens], in float32."""
+        assert self._layout is not None
+        maps = []
+        for row, length in enumerate(self._lengths):
+            beams = self._beam_of[row, :length].tolist()
+            places = self._layout.image[beams[0]].nonzero()[:, 0] if beams else torch.empty(0, dtype=torch.long)
+            looks = [look.prompt[beam] for look, beam in zip(self._looks, beams, strict=False)]  # type: ignore[index]
+            maps.append(
+                torch.stack(looks)[:, places.to(looks[0].device)].cpu() if looks else torch.empty(0, len(places))
+            )
+        return maps
+
+
+class _Chosen(StoppingCriteria):
+    """Stops nothing: tells a record what was chosen."""
+
+    def __init__(self, record: Record):
+        self.record = record
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.record.choose(input_ids[:, -1])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _lengths(answers: Sequence[Sequence[int]], ends: Any, pad: int | None) -> list[int]:
+    """Tokens of each answer up to its end token; where something else ended it, up to the padding behind it."""
+    stops = set() if ends is None else set(torch.as_tensor(ends).flatten().tolist())
+    lengths = []
+    for tokens in answers:
+        length = next((i + 1 for i, token in enumerate(tokens) if token in stops), None)
+        if length is None:
+            length = len(tokens)
+            while len(answers) > 1 and length and tokens[length - 1] == pad:
+                length -= 1
+        lengths.append(length)
+    return lengths
