@@ -86,6 +86,12 @@ def generate(
     carving: Annotated[
         str, typer.Option(metavar="YAML", help="Settings of CARVE such as '{top: 0.4}': see sightline methods carve.")
     ] = "{}",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Put brackets around the words that are weakly grounded in the image.")
+    ] = False,
+    heat: Annotated[
+        Path, typer.Option(metavar="PNG", help="With --explain: where the model looked for each of these words.")
+    ] = Path("explain.png"),
     device: Device = "cpu",
     dtype: Dtype = "float32",
     json: JsonFile = None,
@@ -97,7 +103,7 @@ def generate(
     from .plugin.validation import inline
 
     quiet()
-    check_writable(json, carve)
+    check_writable(json, carve, heat if explain else None)
     result = reply(
         model,
         prompt,
@@ -109,10 +115,14 @@ def generate(
         device=device,
         carve=carve,
         carving=inline(carving, "--carving"),
+        explain=heat if explain else None,
     )
-    typer.echo(result["reply"])
+    typer.echo(result["marked" if explain else "reply"])
     if carve is not None:
         show(wrote(carve))
+    if explain:
+        typer.echo(f"[word]: {result['rule']}")
+        typer.echo(result["note"] or wrote(heat))
     write_json(json, result)
 
 
@@ -120,7 +130,9 @@ def generate(
 def bench(
     methods: Annotated[
         str,
-        typer.Option(help="Names joined by commas, a+b for two together, naive:decore for two passes, or YAML files."),
+        typer.Option(
+            help="Names joined by commas, a+b for two together, naive:decore for two passes, trace, or YAML files."
+        ),
     ],
     model: Annotated[
         str,

@@ -13,7 +13,7 @@ from sightline.benchmarks.chair import Mention, Vocabulary, chair, plurals
 from sightline.benchmarks.mmhal import ratings
 from sightline.benchmarks.pope import SPLITS, Mean, Question, build, parse, pope, rows, statistics
 from sightline.benchmarks.readers import DataError
-from sightline.benchmarks.stats import Blend, Ratio, difference, interval, mcnemar, spearman
+from sightline.benchmarks.stats import Auroc, Blend, Ratio, difference, interval, mcnemar, spearman
 from sightline.benchmarks.yesno import says
 
 NAMES = ["dog", "hot dog", "cat", "knife", "person", "dining table", "bus", "mouse", "pizza", "bear", "glasses", "cup"]
@@ -586,3 +586,48 @@ def test_spearman_shares_ranks_between_ties() -> None:
     wanted = (ranks[0] @ ranks[1]) / math.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1]))
     assert spearman(first, second) == pytest.approx(wanted)
     assert spearman(first, 2 * first) == pytest.approx(1)
+
+
+# --- AUROC -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "strata", "expected"),
+    [
+        ([1, 2, 3, 4], [0, 0, 1, 1], 0, 1.0),
+        ([4, 3, 2, 1], [0, 0, 1, 1], 0, 0.0),
+        ([1, 2, 2, 3], [0, 1, 0, 1], 0, (0.5 + 1 + 1 + 1) / 4),  # one tie among four pairs
+        ([5, 5, 5], [0, 1, 1], 0, 0.5),
+        ([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], 0, 3 / 4),
+        ([1, 2, 3], [1, 1, 1], 0, 0.5),  # no pair at all
+        ([1, 9, 2, 8], [0, 1, 1, 0], [0, 0, 1, 1], 0.5),  # one pair of each stratum: one right, one wrong
+        ([1, 9, 0, 8, 3], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], 2 / 3),
+        ([], [], 0, 0.5),
+    ],
+)
+def test_auroc_by_hand(scores: list[float], positive: list[int], strata: object, expected: float) -> None:
+    assert Auroc.of(scores, positive, range(len(scores)), len(scores), strata).value == pytest.approx(expected)
+
+
+def test_auroc_bootstrap_equals_pairs_counted_one_by_one() -> None:
+    """Images are drawn with everything on them; cases without a partner in their stratum do not count."""
+    rng = np.random.default_rng(3)
+    cases, images = 40, 9
+    scores = rng.integers(0, 6, cases) / 2
+    positive, image, strata = rng.random(cases) < 0.4, rng.integers(0, images, cases), rng.integers(0, 3, cases)
+    found = Auroc.of(scores, positive, image, images, strata)
+    draws = found.resampled(draws=12, seed=5)
+    times = np.random.default_rng(5).multinomial(images, np.full(images, 1 / images), size=12)
+    for draw, drawn in zip(draws, times, strict=True):
+        copies = [i for i in range(cases) for _ in range(drawn[image[i]])]
+        pairs = [
+            (scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j])
+            for i in copies
+            for j in copies
+            if positive[i] and not positive[j] and strata[i] == strata[j]
+        ]
+        assert draw == pytest.approx(np.mean(pairs))
+    other = Auroc.of(-scores, positive, image, images, strata)
+    change, (low, high) = difference(found, other)
+    assert change == pytest.approx(found.value - other.value)
+    assert low <= change <= high

@@ -6,7 +6,9 @@ Also: it changes no bit, leaves nothing behind, and refuses what it could not fo
 from __future__ import annotations
 
 import functools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import naive
@@ -16,7 +18,14 @@ import tiny
 import torch
 import transformers as tf
 from conftest import NEW, Answer, Snapshot, assert_message, calibration, entry, generate, prompts, shared
-from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError
+from PIL import Image
+from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError, cli, testbed
+from sightline.plugin.grid import Grid
+from sightline.plugin.grounding import word_table
+from sightline.plugin.sections import Grounding
+from sightline.plugin.trace import spelled
+from sightline.plugin.words import content_spans
+from sightline.profiling.explain import contact_sheet, heated, marked
 from test_conformance import MODES
 
 HEADS = [[3, 2], [0, 5], [1, 0], [1, 7], [2, 3]]
@@ -114,7 +123,9 @@ def test_the_table_is_that_of_whole_passes(family: str, mode: str) -> None:
             assert_equals(ours, theirs)
             assert sum(ours[key] for key in MASSES) == pytest.approx(1, abs=1e-5)
             assert ours["divergence"] is ours["contrast"] is ours["text"] is None
-        torch.testing.assert_close(maps[r].double(), torch.stack([one["map"] for one in expected]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            maps[r].double(), torch.stack([one["map"] for one in expected]), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_beams_are_followed_and_not_merely_kept() -> None:
@@ -131,7 +142,12 @@ def test_sampled_beams_and_end_tokens() -> None:
     inputs = prompts(case, "padded")
     usual = generate(case.model, inputs).tokens
     ends = [int(usual[0, 1]), int(usual[2, 2])]
-    for how in ({}, {"num_beams": 3}, {"num_beams": 2, "do_sample": True}, {"do_sample": True, "num_return_sequences": 2}):
+    for how in (
+        {},
+        {"num_beams": 3},
+        {"num_beams": 2, "do_sample": True},
+        {"do_sample": True, "num_return_sequences": 2},
+    ):
         with attach("llava_gqa") as plug:
             torch.manual_seed(3)
             out = case.model.generate(**inputs, max_new_tokens=6, eos_token_id=ends, **{"do_sample": False, **how})
@@ -374,13 +390,225 @@ def test_heads_come_from_the_calibration() -> None:
     assert heads_of({"visual_heads": {"layers": [1]}}) == every  # layers are no heads
     assert heads_of({"visual_heads": scores(visual)}, {"count": 3}) == visual
     both = {"visual_heads": scores(visual), "concept_heads": scores(concept)}
-    assert heads_of(both, {"count": 2}) == concept[:2]
-    assert heads_of(both, {"heads": "visual_heads", "count": 2}) == visual[:2]
+    assert heads_of(both, {"count": 2}) == visual[:2]
+    assert heads_of(both, {"heads": "concept_heads", "count": 2}) == concept[:2]
+    image = {"scores": scores(concept)["scores"]}
+    assert heads_of({**both, "image_heads": image}, {"count": 2}) == concept[:2]
     assert heads_of(both, {"heads": "all"}) == every
     assert heads_of(both, {"count": 10**6}) == heads_of(both, {"count": len(every)})
     assert heads_of(both, {"heads": [[1, 1], [0, 3], [1, 1]]}) == [(1, 1), (0, 3)]
     grounding = {"grounding": {"heads": [[3, 1], [2, 6]], "weights": {"image": 1.0}, "threshold": 0.1}}
     assert heads_of({**both, **grounding}) == [(3, 1), (2, 6)]
+
+
+# --- words -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Any, Any]:
+    return testbed.load()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Any]:
+    return testbed.scenes("calibration", 2)
+
+
+def asked(processor: Any, scenes: list[Any]) -> Any:
+    """Two captions to be written, the second prompt padded."""
+    prompts = [testbed.prompt(processor, text) for text in (testbed.CAPTION_PROMPT, "Describe this image.")]
+    images = [scene.image for scene in scenes]
+    return processor(images=images, text=prompts, return_tensors="pt", padding=True)
+
+
+def test_texts_and_words_of_the_embedded_model(embedded: tuple[Any, Any], scenes: list[Any]) -> None:
+    """Texts join to what decoding gives; a word has the trace of its first token, and the calibrated score."""
+    model, processor = embedded
+    inputs = asked(processor, scenes)
+    grounding = {"heads": [[2, 1], [3, 0]], "weights": {"image": 2.0, "entropy": -0.5}, "threshold": 0.9}
+    facts = {"model": "m", "architecture": "llava", "layers": 8, "heads": 8, "grounding": grounding}
+    with sightline.attach(model, {}, calibration=facts, processor=processor, trace=True) as plug:
+        ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    said = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert [text.strip() for text in plug.texts] == [text.strip() for text in said]
+    assert len(plug.texts[0].split()) > 5
+    table = {(one["row"], one["position"]): one for one in plug.trace}
+    words = plug.words
+    assert {word["row"] for word in words} == {0, 1}
+    for word in words:
+        assert plug.texts[word["row"]][word["start"] : word["end"]] == word["word"]
+        first = table[word["row"], word["position"]]
+        assert word["word"].startswith(first["text"].strip())
+        assert all(word[key] == first[key] for key in (*MASSES, "entropy", "probability"))
+        assert word["score"] == pytest.approx(2 * first["image"] - 0.5 * first["entropy"])
+        assert word["weak"] == (word["score"] < 0.9)
+    with sightline.attach(model, {}, calibration=facts, processor=processor, trace={"heads": "all"}) as plug:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        assert plug.grounding is None  # measured with other heads
+        assert all(word["score"] is None for word in plug.words)
+    with sightline.attach(model, {}, trace=True) as plug, pytest.raises(ConfigError) as caught:
+        plug.words  # noqa: B018
+    assert_message(caught.value, "processor")
+
+
+def test_a_character_of_several_tokens_is_told_once() -> None:
+    class Bytes:
+        def decode(self, tokens: list[int]) -> str:
+            return bytes(tokens).decode("utf-8", errors="replace")
+
+    assert spelled(Bytes(), list("aé€b".encode())) == ["a", "é", "", "€", "", "", "b"]
+
+
+def row(text: str, image: float, entropy: float, number: int = 0) -> dict[str, Any]:
+    return {
+        "row": number,
+        "position": 0,
+        "token": 5,
+        "text": text,
+        "image": image,
+        "entropy": entropy,
+        "probability": 0.5,
+    }
+
+
+def test_words_by_hand() -> None:
+    tokens = [row("The", 0.1, 9), row(" snow", 0.5, 0.2), row("man", 0.0, 9), row(" eats", 0.1, 0.8), row(".", 0, 9)]
+    tokens += [row(" ice-cream", 0.3, 0.6)]
+    table = [{**token, "position": i} for i, token in enumerate(tokens)] + [row("cats", 0.2, 5.0, 1)]
+    words = word_table(table, None)
+    assert [(w["row"], w["word"], w["start"], w["end"], w["position"], w["last"]) for w in words] == [
+        (0, "snowman", 4, 11, 1, 2),
+        (0, "eats", 12, 16, 3, 3),
+        (0, "ice-cream", 18, 27, 5, 5),
+        (1, "cats", 0, 4, 0, 0),
+    ]
+    # Means 0.3 and 0.2: eats is unsure and looks less; ice-cream is sure enough; cats looks no less than the mean.
+    assert [w["weak"] for w in words] == [False, True, False, False]
+    known = Grounding(heads=[(0, 0)], weights={"image": 1.0, "entropy": -1.0}, threshold=-0.25)
+    scored = word_table(table, known)
+    assert [round(w["score"], 6) for w in scored] == [0.3, -0.7, -0.3, -4.8]
+    assert [w["weak"] for w in scored] == [False, True, True, True]
+    assert marked("The snowman eats. ice-cream", scored[:3]) == "The snowman [eats]. [ice-cream]"
+    assert word_table([], None) == []
+
+
+def test_content_words_without_a_tagger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.plugin.words.spacy_tagger", lambda: None)
+    text = "There is also a hot dog, and it's on the man's table."
+    assert [text[a:b] for a, b in content_spans(text)] == ["hot", "dog", "it's", "man's", "table"]
+
+
+# --- sightline generate --explain --------------------------------------------------------------------------------------
+
+
+def test_heat_lies_where_the_tokens_look() -> None:
+    """Red in the cell of the hot token, the picture itself where nothing is looked at or cut off."""
+    picture = Image.new("RGB", (60, 40), (0, 0, 255))
+    heat = torch.zeros(4)
+    heat[1] = 0.02  # upper right cell of two by two, in the middle square
+    shown = heated(picture, heat.numpy(), Grid(2, 2, (10.0, 0.0, 50.0, 40.0)))
+    assert shown.size == picture.size
+    red = [shown.getpixel(place)[0] for place in ((44, 5), (15, 35), (5, 5), (58, 5))]  # type: ignore[index]
+    assert red[0] > 150
+    assert red[1:] == [0, 0, 0]
+    sheet = contact_sheet([("picture", picture), ("spoon", shown)])
+    assert sheet.width > 2 * 288
+    assert sheet.height > 288 * 40 / 60
+
+
+@pytest.fixture
+def scene_file(tmp_path: Path) -> str:
+    testbed.scenes("calibration", 1)[0].image.save(tmp_path / "scene.png")
+    return str(tmp_path / "scene.png")
+
+
+def explain(scene: str, *more: str) -> list[str]:
+    return ["generate", "embedded", "--prompt", testbed.CAPTION_PROMPT, "--image", scene, "--explain", *more]
+
+
+def facts_file(folder: Path, threshold: float) -> str:
+    text = "model: m\narchitecture: llava\nlayers: 8\nheads: 8\n"
+    text += f"grounding: {{heads: [[1, 1]], weights: {{image: 1.0}}, threshold: {threshold}}}\n"
+    (folder / "facts.yaml").write_text(text)
+    return str(folder / "facts.yaml")
+
+
+def test_explain(scene_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heat, result = tmp_path / "new" / "heat.png", tmp_path / "r.json"
+    facts = facts_file(tmp_path, 2.0)  # no mass reaches it: every word is weak
+    where = ["--calibration", facts, "--heat", str(heat), "--json", str(result)]
+    assert cli.main(explain(scene_file, *where)) == 0
+    shown = capsys.readouterr().out
+    said = json.loads(result.read_text())
+    words = said["words"]
+    assert words
+    assert shown.splitlines()[0] == said["marked"]
+    assert said["marked"].replace("[", "").replace("]", "") == said["reply"]
+    assert said["marked"].count("[") == len(words)
+    assert "calibrated" in shown
+    assert str(heat) in shown
+    with Image.open(heat) as picture:
+        assert picture.format == "PNG"
+        columns, rows = 4, -(-(len(words) + 1) // 4)
+        assert picture.width == columns * 296 + 8
+        assert picture.height == rows * (288 + 30) + 8
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000  # type: ignore[arg-type]
+
+
+def test_explain_with_nothing_to_mark(scene_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heat = tmp_path / "heat.png"
+    where = ["--calibration", facts_file(tmp_path, -1.0), "--heat", str(heat), "--config", "vhr"]
+    config = tmp_path / "c.yaml"
+    config.write_text("methods: [{pai: {}}]")
+    where[-1] = str(config)
+    assert cli.main(explain(scene_file, *where)) == 0
+    shown = capsys.readouterr().out
+    assert "[word]" in shown
+    assert "no word is weakly grounded" in shown
+    assert not heat.exists()
+
+
+def test_explain_says_where_a_grid_is_unknown(
+    scene_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = testbed.load
+
+    def padding(*arguments: Any) -> tuple[Any, Any]:
+        model, processor = load(*arguments)
+        processor.image_processor.do_pad = True  # as Idefics, whose pictures stand in a larger square
+        return model, processor
+
+    monkeypatch.setattr(testbed, "load", padding)
+    heat = tmp_path / "heat.png"
+    assert cli.main(explain(scene_file, "--calibration", facts_file(tmp_path, 2.0), "--heat", str(heat))) == 0
+    shown = capsys.readouterr().out
+    assert "no picture was written: how the 64 image tokens" in shown
+    assert "[" in shown.splitlines()[0]
+    assert not heat.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--image": None}, ["--explain", "--image"]),
+        ({"--heat": "/dev/null/x.png"}, ["/dev/null/x.png", "another place"]),
+        ({"--heat": "."}, ["folder"]),
+        ({"--image": "missing.png"}, ["missing.png"]),
+        ({"model": "missing/folder/model"}, ["no model in missing/folder/model"]),
+    ],
+)
+def test_explain_refuses(
+    change: dict[str, str | None], words: list[str], scene_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, str | None] = {"model": "embedded", "--prompt": "x", "--image": scene_file}
+    given |= {"--heat": str(tmp_path / "h.png"), **change}
+    options = [part for key, value in given.items() if key != "model" and value for part in (key, value)]
+    assert cli.main(["generate", str(given["model"]), "--explain", *options]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert [word for word in words if word not in line] == []
+    assert not (tmp_path / "h.png").exists()
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------

@@ -25,8 +25,12 @@ def reply(
     device: str = "cpu",
     carve: Path | None = None,
     carving: Mapping[str, Any] | None = None,
+    explain: Path | None = None,
 ) -> dict[str, Any]:
     """Ask a model once, greedily; returns `model`, `config`, `prompt`, `reply`, `seconds` and where it comes from.
+
+    With `explain` also `marked`, the reply with its weakly grounded words in brackets; `words`, a row for each word;
+    `rule`, what makes one weak; `picture`, the file that was written; and a `note` why there is none.
 
     Args:
         name: see `loading.load_model`.
@@ -40,16 +44,17 @@ def reply(
         carve: show the model what CARVE makes of the image, and draw what it looked at into this PNG file; `box` and
             `carve_seconds` are returned, too.
         carving: settings of CARVE.
+        explain: where to write the picture with the heat of each weakly grounded word.
 
     Raises:
         SightlineError: image, configuration or model cannot be read, or do not fit each other.
     """
+    if explain is not None and image is None:
+        raise SightlineError("--explain says how an answer is grounded in a picture: give one with --image")
     picture = None if image is None else open_image(image)
-    settings = None
-    if config is not None:
-        from .. import Config, attach
+    from .. import Config, attach
 
-        settings = Config.load(config)  # a typing mistake should not wait for the model
+    settings = None if config is None else Config.load(config)  # a typing mistake should not wait for the model
     if carve is not None:
         from ..preprocessing.carve import carve as look
         from ..preprocessing.carve import checked
@@ -57,6 +62,10 @@ def reply(
         checked(carving or {})
         if picture is None:
             raise SightlineError("--carve looks at a picture: give --image")
+        if explain is not None:
+            raise SightlineError(
+                "--carve shows the model another picture than --explain could draw on: use one of them"
+            )
     model, processor = load_model(name, dtype=dtype, device=device)
     start, found = time.perf_counter(), {}
     if carve is None or picture is None:
@@ -67,10 +76,23 @@ def reply(
         found = {"box": carved.box, "carve_seconds": time.perf_counter() - start}
         with replacing(carve) as file:
             carved.drawn().save(file, format="png")
-    with nullcontext() if settings is None else attach(model, settings, calibration=calibration, processor=processor):
+    options: dict[str, Any] = {"calibration": calibration, "processor": processor}
+    if explain is not None:
+        options["trace"] = {"maps": True}
+    idle = settings is None and explain is None
+    with nullcontext() if idle else attach(model, settings or Config(), **options) as plug:
         start = time.perf_counter()
         ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False).cpu()
         seconds = time.perf_counter() - start
     text = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
     said = {"model": name, "config": config, "prompt": prompt, "reply": text, "seconds": seconds}
+    if explain is not None:
+        from ..profiling.explain import explained
+
+        explanation = explained(plug, processor, inputs, picture)
+        sheet = explanation.pop("sheet")
+        if sheet is not None:
+            with replacing(explain) as new:
+                sheet.save(new, "PNG")
+        said |= explanation | {"picture": None if sheet is None else str(explain)}
     return said | found | provenance({})

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PHASES = ("prefill", "decode")
 AGAIN = "plain again"
 NAIVE = "naive:"  # before a decoder's name: the loop that runs the model twice per token
+TRACE = "trace"  # among the names: what each token leans on is recorded
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def bench(
     Args:
         name: see `shapes.build`.
         methods: names of methods and decoders, `a+b` for two together, or YAML files; `naive:decore` for DeCoRe as a
-            loop of two passes per token.
+            loop of two passes per token; `trace`, alone or in `a+trace`, records what each token leans on.
         new_tokens: tokens to generate, at least 2; the end-of-sequence token is off.
         prompt_tokens: length of a text model's prompt.
         batch: rows.
@@ -102,8 +103,10 @@ def bench(
             for item in turn:
                 # The first round warms up: allocator, kernel choice, lazy imports. It is short and not counted.
                 tokens = new_tokens if number else min(3, new_tokens)
-                measure = _sample_naive if item.startswith(NAIVE) else _sample
-                samples[item] = measure(subject, configs.get(item), attach, tokens)
+                if item.startswith(NAIVE):
+                    samples[item] = _sample_naive(subject, configs[item], attach, tokens)
+                else:
+                    samples[item] = _sample(subject, configs.get(item), attach, tokens, traced=TRACE in item.split("+"))
                 advance(item, total)
             if number:
                 rounds.append(samples)
@@ -135,7 +138,7 @@ def configuration(item: str) -> dict[str, Any] | str:
     if len(chosen) > 1:
         raise ConfigError(f"--methods {item!r} names {' and '.join(chosen)}: at most one decoder runs at a time")
     decoder: dict[str, Any] = {"decoder": {chosen[0]: {}}} if chosen else {}
-    return {"methods": [{name: {}} for name in names if name not in chosen], **decoder}
+    return {"methods": [{name: {}} for name in names if name not in (*chosen, TRACE)], **decoder}
 
 
 def rows(rounds: Sequence[Mapping[str, Sample]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -203,14 +206,13 @@ def table(result: Mapping[str, Any]) -> Table:
     return shown
 
 
-def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int) -> Sample:
+def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int, traced: bool = False) -> Sample:
     from transformers import StoppingCriteriaList
 
-    manager = (
-        nullcontext()
-        if config is None
-        else attach(subject.model, config, calibration=subject.calibration, processor=subject.processor)
-    )
+    options = {"calibration": subject.calibration, "processor": subject.processor}
+    if traced:
+        options["trace"] = True
+    manager = nullcontext() if config is None else attach(subject.model, config, **options)
     model = subject.model
     clock = _Clock(model.device)
     # An end-of-sequence token would end some runs early; a model without one needs no minimum.

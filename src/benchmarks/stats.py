@@ -95,6 +95,56 @@ class Blend:
         return np.divide(sum(self.weights) * total, weight, out=np.full(draws, empty), where=weight != 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Auroc:
+    """How often a score ranks a positive case above a negative one; a tie counts half. 0.5 where there are no pairs.
+
+    All `[cases]`: the scores, whether a case is positive, the image that it belongs to, and the stratum: only pairs of
+    one stratum are compared.
+    """
+
+    scores: Floats
+    positive: NDArray[np.bool_]
+    image: NDArray[np.int64]
+    images: int
+    strata: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, scores: object, positive: object, image: object, images: int, strata: object = 0) -> Auroc:
+        """Build from anything numpy can read as `[cases]`; a scalar stratum is repeated."""
+        values = np.asarray(scores, dtype=np.float64)
+        return cls(
+            values,
+            np.asarray(positive, dtype=bool),
+            np.asarray(image, dtype=np.int64),
+            images,
+            np.broadcast_to(np.asarray(strata, dtype=np.int64), values.shape),
+        )
+
+    @property
+    def value(self) -> float:
+        return float(self._of(np.ones((1, len(self.scores))), 0.5)[0])
+
+    def resampled(self, draws: int = DRAWS, seed: int = 0, empty: float = 0.5) -> Floats:
+        return self._of(_times_drawn(self.images, draws, seed)[:, self.image], empty)
+
+    def _of(self, times: Floats, empty: float) -> Floats:
+        """The score where each case counts so many times [draws, cases]."""
+        above, pairs = np.zeros(len(times)), np.zeros(len(times))
+        for stratum in np.unique(self.strata):
+            inside = np.flatnonzero(self.strata == stratum)
+            _, rank = np.unique(self.scores[inside], return_inverse=True)
+            order = np.argsort(rank, kind="stable")
+            inside, rank = inside[order], rank[order]
+            positive = times[:, inside] * self.positive[inside]
+            negative = times[:, inside] * ~self.positive[inside]
+            before = np.pad(negative.cumsum(1), ((0, 0), (1, 0)))
+            low, high = np.searchsorted(rank, rank, "left"), np.searchsorted(rank, rank, "right")
+            above += (positive * (before[:, low] + before[:, high]) / 2).sum(1)
+            pairs += positive.sum(1) * negative.sum(1)
+        return np.divide(above, pairs, out=np.full(len(times), empty), where=pairs != 0)
+
+
 @dataclass(frozen=True)
 class McNemar:
     """Answers that only one of two runs got right: `gained` by the run, `lost` against plain; `p` is exact, two-sided."""

@@ -49,7 +49,8 @@ def grid(processor: Any, inputs: Mapping[str, Any], row: int, tokens: int, size:
         return Grid(high // merge, wide // merge, whole)
     side, pixels = math.isqrt(tokens), inputs["pixel_values"]
     crops = math.prod(pixels.shape[:-3]) // len(inputs["input_ids"])
-    if side * side != tokens or crops != 1 or "image_sizes" in inputs:
+    padded = getattr(images, "do_pad", False) or "pixel_attention_mask" in inputs
+    if side * side != tokens or crops != 1 or "image_sizes" in inputs or padded:
         raise UnsupportedModelError(
             f"how the {tokens} image tokens of {crops} crops lie in the picture is not known for this model, so places in it"
             " cannot be told: use one whose pictures are one square of tokens, or Qwen-VL"

@@ -150,7 +150,7 @@ class Grounding(Fact):
 
     heads: list[tuple[int, int]] = Field(min_length=1, description="(layer, query head) whose attention is averaged")
     weights: dict[Signal, float] = Field(
-        min_length=1, description="a word's score: the sum of these times the columns of its trace, mean over its tokens"
+        min_length=1, description="a word's score: the sum of these times the columns of the trace at its first token"
     )
     threshold: float = Field(description="a word with a lower score is weakly grounded")
 

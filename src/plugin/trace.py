@@ -32,14 +32,15 @@ from ..decoders import rules
 from ..decoders.heads import Head, best_heads
 from .edits import Edit, Rows, WeightProbe
 from .errors import CalibrationError, ConfigError, LayoutError, UnsupportedModelError
+from .grounding import answer_text, word_table
 from .layout import Layout, Step
 from .method import ModelFacts, Settings
 from .validation import describe
 from .words import characters
 
 MASSES = ("image", "query", "prompt", "output")
-Section = Literal["concept_heads", "image_heads", "visual_heads", "retrieval_heads"]
-SECTIONS: tuple[Section, ...] = ("concept_heads", "image_heads", "visual_heads", "retrieval_heads")
+Section = Literal["image_heads", "visual_heads", "concept_heads", "retrieval_heads"]
+SECTIONS: tuple[Section, ...] = ("image_heads", "visual_heads", "concept_heads", "retrieval_heads")
 
 
 class TraceSettings(Settings):
@@ -97,6 +98,9 @@ class Tracer:
     def __init__(self, settings: TraceSettings, facts: ModelFacts):
         self.settings, self.tokenizer = settings, facts.tokenizer
         self.heads = traced_heads(settings, facts)
+        known = None if facts.calibration is None else facts.calibration.grounding
+        # A score holds for the heads that it was measured with.
+        self.grounding = known if known is not None and set(known.heads) == set(self.heads) else None
         self.record: Record | None = None
         layers = sorted({layer for layer, _ in self.heads})
         self._layers = {n: torch.tensor([head for layer, head in self.heads if layer == n]) for n in layers}
@@ -147,6 +151,23 @@ class Tracer:
     def table(self) -> list[dict[str, Any]]:
         """The rows of the last call."""
         return [] if self.record is None else self.record.table(self.tokenizer)
+
+    def words(self) -> list[dict[str, Any]]:
+        """The content words of the last call's answers (`grounding.word_table`)."""
+        return word_table(self._spelled(), self.grounding)
+
+    def texts(self) -> list[str]:
+        """The text of each answer of the last call, without special tokens."""
+        rows = 0 if self.record is None else self.record.rows
+        table = self._spelled()
+        return [answer_text([token for token in table if token["row"] == row]) for row in range(rows)]
+
+    def _spelled(self) -> list[dict[str, Any]]:
+        """The table without special tokens."""
+        if self.tokenizer is None:
+            raise ConfigError("words need the answer's text: pass processor=... to attach")
+        special = set(self.tokenizer.all_special_ids)
+        return [token for token in self.table() if token["token"] not in special]
 
     def image_maps(self) -> list[Tensor]:
         """For each answer of the last call, what of the attention each image token gets [tokens, image tokens]."""
@@ -287,6 +308,11 @@ class Record:
             self._beam_of = beams
             self._lengths = (beams >= 0).sum(-1).tolist()
 
+    @property
+    def rows(self) -> int:
+        """How many answers there are."""
+        return len(self._lengths)
+
     # ---- afterwards --------------------------------------------------------------------------------------------------
 
     def table(self, tokenizer: Any) -> list[dict[str, Any]]:
@@ -297,7 +323,7 @@ class Record:
 
     def _rows_of(self, row: int, tokenizer: Any) -> list[dict[str, Any]]:
         tokens = self._answers[row, : self._lengths[row]].tolist()
-        text, spans = characters(tokenizer, tokens) if tokenizer is not None else ("", [])
+        texts = [None] * len(tokens) if tokenizer is None else spelled(tokenizer, tokens)
         rows = []
         for position, token in enumerate(tokens):
             beam = int(self._beam_of[row, position])
@@ -309,7 +335,7 @@ class Record:
                     "row": row,
                     "position": position,
                     "token": token,
-                    "text": text[slice(*spans[position])] if spans else None,
+                    "text": texts[position],
                     **dict(zip(MASSES, look.masses[beam].tolist(), strict=True)),
                     "entropy": float(look.entropy[beam]),
                     "probability": float(choice.logprob[place].exp()),
@@ -342,6 +368,16 @@ class _Chosen(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         self.record.choose(input_ids[:, -1])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def spelled(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text that they decode to; a character of several tokens is the first one's."""
+    text, spans = characters(tokenizer, tokens)
+    parts, done = [], 0
+    for start, end in spans:
+        parts.append(text[max(start, done) : end])
+        done = max(end, done)
+    return parts
 
 
 def _lengths(answers: Sequence[Sequence[int]], ends: Any, pad: int | None) -> list[int]:

@@ -1,7 +1,8 @@
-"""Content words of the question, for methods that look only at informative words. The tagger is optional."""
+"""Content words, of questions and answers. The tagger is optional."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -10,6 +11,17 @@ import torch
 from torch import Tensor
 
 CONTENT = {"NOUN", "PROPN", "VERB", "ADJ", "ADV", "NUM"}  # GIFT's parts of speech
+_FUNCTION_WORDS = (  # English words that say little by themselves, for want of a tagger
+    "a an the this that these those some any each every all both few many much more most other another such no not"
+    " i you he she it we they me him her us them my your his its our their mine yours who whom whose which what one ones"
+    " there here where when why how and or but nor so yet if then than as because while although though"
+    " of in on at by for with without to from into onto over under above below between among through across along around"
+    " behind beside near next about against before after during up down out off inside outside"
+    " is are was were be been being am do does did doing have has had having can could may might must shall should will"
+    " would also too very just only still even again yes"
+)
+FUNCTION = frozenset(_FUNCTION_WORDS.split())
+WORD = re.compile(r"\w+(?:['’-]\w+)*")
 UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character yet
 Tagger = Callable[[str], list[tuple[int, int]]]  # text -> character spans of its content words
 
@@ -24,6 +36,14 @@ def spacy_tagger() -> Tagger | None:
     except (ImportError, OSError):
         return None
     return lambda text: [(t.idx, t.idx + len(t.text)) for t in pipeline(text) if t.pos_ in CONTENT]
+
+
+def content_spans(text: str) -> list[tuple[int, int]]:
+    """Characters of a text's content words, by the tagger; without it, of all words but English function words."""
+    tagger = spacy_tagger()
+    if tagger is not None:
+        return tagger(text)
+    return [match.span() for match in WORD.finditer(text) if match.group().lower() not in FUNCTION]
 
 
 def content_words(tokenizer: Any, tagger: Tagger) -> Callable[[Tensor, Tensor], Tensor]:

@@ -21,6 +21,7 @@ from .layout import QueryFinder, TurnFinder
 from .method import Method, ModelFacts
 from .registry import DECODERS, METHODS
 from .run import Run, Runner
+from .sections import Grounding
 from .trace import Tracer, TraceSettings
 from .words import Tagger, content_words, spacy_tagger
 
@@ -66,12 +67,35 @@ class Plug:
         return self._tracer.table()
 
     @property
+    def words(self) -> list[dict[str, Any]]:
+        """One row per content word of the last `generate`'s answers: how well it is grounded (`plugin/grounding.py`).
+
+        Raises ConfigError without `attach(..., trace=True, processor=...)`.
+        """
+        return self._tracer.words()
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers of the last `generate` as text, which `words` counts characters in. Raises as `words` does."""
+        return self._tracer.texts()
+
+    @property
+    def grounding(self) -> Grounding | None:
+        """The calibrated score of `words`; None where a rule of thumb stands in."""
+        return self._tracer.grounding
+
+    @property
     def image_maps(self) -> list[Tensor]:
         """For each answer of the last `generate`, the attention on each image token of its prompt [tokens, image tokens].
 
         Raises ConfigError without `attach(..., trace={"maps": True})`.
         """
         return self._tracer.image_maps()
+
+    @property
+    def traced_heads(self) -> tuple[tuple[int, int], ...]:
+        """The (layer, query head) pairs whose attention the trace averages."""
+        return self._tracer.heads
 
     @property
     def _tracer(self) -> Tracer:
