@@ -14,7 +14,7 @@ from sightline.benchmarks.tasks import scene_vocabulary
 from sightline.plugin.grounding import score
 
 
-def cases(seed: int, informative: dict[str, float], scenes: int = 30, each: int = 5) -> Cases:
+def cases(seed: int, informative: dict[str, float], scenes: int = 40, each: int = 3) -> Cases:
     """Random signals; a named one is shifted by so much where the word is hallucinated."""
     rng = np.random.default_rng(seed)
     count = scenes * each
@@ -29,7 +29,7 @@ def cases(seed: int, informative: dict[str, float], scenes: int = 30, each: int 
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    chosen = {"entropy": 1.5, "image, visual_heads": -1.0, "contrast, no picture": -1.0}
+    chosen = {"entropy": 1.5, "image, visual_heads": -1.5, "contrast, no picture": -1.5}
     # On the test cases other signals would win: nothing may be chosen by them.
     other = {"entropy": 1.5, "image, all": -3.0, "contrast, noised picture": -3.0, "probability": 2.0}
     found = study(cases(0, chosen), cases(1, other))
@@ -61,7 +61,7 @@ def test_the_section_marks_what_the_study_marked(result: dict[str, Any]) -> None
     assert section is not None
     assert len(section.heads) == 8
     assert section.weights.keys() == {"entropy", "image"}
-    held = cases(0, {"entropy": 1.5, "image, visual_heads": -1.0, "contrast, no picture": -1.0})
+    held = cases(0, {"entropy": 1.5, "image, visual_heads": -1.5, "contrast, no picture": -1.5})
     table = [
         {"entropy": e, "image": i}
         for e, i in zip(held.signals["entropy"], held.signals["image, visual_heads"], strict=True)
@@ -101,6 +101,7 @@ def test_token_at() -> None:
 def test_cases_are_the_mentions_of_plain_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The words and flags are CHAIR's, whatever is recorded beside them; every run adds its columns."""
     monkeypatch.setattr(grounding, "BATCH", 2)
+    monkeypatch.setattr(grounding, "CAPTION_TOKENS", 20)
     model, processor = testbed.load()
     shown = testbed.scenes("test", 3, seed=0)
     asked = testbed.prompt(processor, testbed.CAPTION_PROMPT)

@@ -263,10 +263,10 @@ def with_section(known: Calibration, model: Any, result: Mapping[str, Any]) -> C
     from .. import attach
 
     with attach(model, {}, calibration=known, trace={"heads": result["heads"]}) as plug:
-        heads = plug.traced_heads
+        heads = None if result["heads"] == "all" else [list(head) for head in plug.traced_heads]
     counts = result["cases"]["calibration"]
     section = {
-        "heads": [list(head) for head in heads],
+        "heads": heads,
         "weights": result["weights"],
         "threshold": result["threshold"],
         "source": {

@@ -110,7 +110,9 @@ class Calibration(Section):
                 table = getattr(fact, key, None)
                 if table is not None and (len(table) != self.layers or any(len(row) != self.heads for row in table)):
                     raise ValueError(f"{name}.{key} must be {self.layers} lists of {self.heads} numbers")
-            for layer, head in (pair for key in ("enhance", "suppress", "heads") for pair in getattr(fact, key, ())):
+            for layer, head in (
+                pair for key in ("enhance", "suppress", "heads") for pair in getattr(fact, key, None) or ()
+            ):
                 if not (0 <= layer < self.layers and 0 <= head < self.heads):
                     raise ValueError(
                         f"{name} names head {layer}-{head}, but the model has {self.layers} layers of {self.heads} heads"

@@ -41,8 +41,10 @@ class Attachment(Protocol):
     def generating(self, ids: Any, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
         """Around `generate` of these prompt ids [B, n] (None: not given) with these arguments."""
 
-    def generate(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`generate` of the model, inside of that."""
+    def generate(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], default: Any
+    ) -> Any:
+        """`generate` of the model, inside of that; `default` is its generation config."""
 
     def scoring(self) -> AbstractContextManager[None]:
         """Around passes that score given answers."""
@@ -165,14 +167,15 @@ class Host:
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
             ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+            default = getattr(generator, "generation_config", None)
             if self.told:
                 self.told["input_ids"] = ids
             if self.plugs[-1].active:
-                _check_generate(ids, kwargs, getattr(generator, "generation_config", None))
+                _check_generate(ids, kwargs, default)
                 # Compiling would bake one prompt's plan into the graph.
                 kwargs.setdefault("disable_compile", True)
             with _image_count_named(), self.plugs[-1].generating(ids, kwargs):
-                return self.plugs[-1].generate(original, args, kwargs)
+                return self.plugs[-1].generate(original, args, kwargs, default)
 
         return generate
 

@@ -139,12 +139,14 @@ class Runner:
         finally:
             self._redrawn = None
 
-    def generate(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`generate` with this attachment's tracer, if it has one."""
+    def generate(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], default: Any
+    ) -> Any:
+        """`generate` with this attachment's tracer, if it has one; `default` is the model's generation config."""
         if self.tracer is None:
             return original(*args, **kwargs)
         try:
-            return self.tracer.generate(original, args, kwargs, getattr(self._host.model, "generation_config", None))
+            return self.tracer.generate(original, args, kwargs, default)
         finally:
             if self.run is not None:
                 self.run.stop_recording()

@@ -72,19 +72,20 @@ class TraceSettings(Settings):
 def traced_heads(settings: TraceSettings, facts: ModelFacts) -> tuple[Head, ...]:
     """The heads whose attention is recorded. Raises CalibrationError, or ConfigError for an empty list."""
     chosen, known = settings.heads, facts.calibration
+    every = tuple((layer, head) for layer in range(facts.layers) for head in range(facts.heads))
     if isinstance(chosen, list):
         if not chosen:
             raise ConfigError("trace.heads is empty: give [layer, head] pairs, or leave it out")
         return facts.check_heads(chosen, "trace.heads")
     if chosen == "auto":
         if known is not None and known.grounding is not None:
-            return facts.check_heads(known.grounding.heads, "grounding.heads")
+            return every if known.grounding.heads is None else tuple(known.grounding.heads)
         scored = (name for name in SECTIONS if getattr(getattr(known, name, None), "scores", None) is not None)
         section = next(scored, None)
     else:
         section = None if chosen == "all" else chosen
     if section is None:
-        return tuple((layer, head) for layer in range(facts.layers) for head in range(facts.heads))
+        return every
     scores = facts.need(section, "trace", "option").scores
     if scores is None:
         raise CalibrationError(f"trace: the calibration's section '{section}' has no head scores: choose other heads")
@@ -100,7 +101,8 @@ class Tracer:
         self.heads = traced_heads(settings, facts)
         known = None if facts.calibration is None else facts.calibration.grounding
         # A score holds for the heads that it was measured with.
-        self.grounding = known if known is not None and set(known.heads) == set(self.heads) else None
+        same = known is not None and set(traced_heads(TraceSettings(), facts)) == set(self.heads)
+        self.grounding = known if same else None
         self.record: Record | None = None
         layers = sorted({layer for layer, _ in self.heads})
         self._layers = {n: torch.tensor([head for layer, head in self.heads if layer == n]) for n in layers}
@@ -213,6 +215,7 @@ class Record:
         self._log: tuple[Tensor, Tensor | None] | None = None  # log p and log p' [R, V] of the last pass
         self._looks: list[Look] = []
         self._choices: list[Choice] = []
+        self._prefix = 0  # prompt tokens among the returned ones; none where the prompt came as embeddings
         self._answers = self._beam_of = torch.empty(0, 0, dtype=torch.long)  # tokens and their rows [rows, T]
         self._lengths: list[int] = []
 
@@ -281,26 +284,28 @@ class Record:
         assert prompt is not None
         return total / self._heads, prompt / self._heads
 
-    def choose(self, tokens: Tensor) -> None:
-        """Behind the choice that follows a pass: the tokens that it leaves [G * c]."""
+    def choose(self, ids: Tensor) -> None:
+        """Behind the choice that follows a pass: the sequences that it leaves [G * c, length]."""
         if self._log is None:
             raise UnsupportedModelError(
                 "this call of generate chooses tokens without a pass of the model for each, which cannot be traced: leave"
                 " trace out"
             )
+        if not self._choices:
+            self._prefix = ids.shape[1] - 1
         (base, weak), self._log = self._log, None
-        chosen = tokens.to(base.device).view(len(base) // self._beams, -1)
+        chosen = ids[:, -1].to(base.device).view(len(base) // self._beams, -1)
         index = chosen[:, None].expand(-1, self._beams, -1)
         ours = base.view(len(chosen), self._beams, -1).gather(-1, index)
         theirs = None if weak is None else weak.view(len(chosen), self._beams, -1).gather(-1, index)
         self._choices.append(Choice(chosen, ours, None if theirs is None else ours - theirs))
 
     def finish(self, sequences: Tensor, beams: Tensor | None, ends: Any, pad: int | None) -> None:
-        """`generate` has returned these sequences [rows, n + T], taken from these beams [rows, T]."""
+        """`generate` has returned these sequences [rows, prompt + T], taken from these beams [rows, T]."""
         self.open, self._log = False, None
         if self._layout is None:
             return
-        self._answers = sequences[:, self._layout.length :]
+        self._answers = sequences[:, self._prefix :]
         if beams is None:
             self._beam_of = torch.arange(len(sequences))[:, None].expand_as(self._answers)
             self._lengths = _lengths(self._answers.tolist(), ends, pad)
@@ -366,7 +371,7 @@ class _Chosen(StoppingCriteria):
         self.record = record
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        self.record.choose(input_ids[:, -1])
+        self.record.choose(input_ids)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
