@@ -235,6 +235,7 @@ SETUPS: dict[str, Any] = {
     "held gift": {"methods": [entry("gift", saliency_layers=[2], enhanced_layers=[1, 2, 3])]},
     "pai": {"methods": [entry("pai")]},
     "decore": {"decoder": naive.SETUPS["decore"].config},
+    "sgrs": {"decoder": "sgrs"},
     "vhr+vcd": {"methods": [entry("vhr")], "decoder": naive.SETUPS["vcd"].config},
 }
 

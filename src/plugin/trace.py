@@ -252,7 +252,7 @@ class Record:
 
     def _see(self, layer: int, weights: Tensor, keys: slice, first: int) -> None:
         heads = self._layers[layer] = self._layers[layer].to(weights.device)
-        row = weights[:, :, -1]
+        row = weights[:, :, -1].detach()  # a decoder may keep the graph of a pass
         looked = row.sum(1) if len(heads) == row.shape[1] else row[:, heads].sum(1)
         place = keys.start, keys.stop, looked.shape[1]  # sliding layers see other keys than full ones
         before = self._seen.get(place)
@@ -260,8 +260,8 @@ class Record:
 
     def read(self, logits: Tensor, weak: Tensor | None) -> None:
         """Behind a pass: the logits of its last row, the model's and the branch's [R, V]."""
-        base = logits.float().log_softmax(-1)
-        other = None if weak is None else weak.to(base.device).float().log_softmax(-1)
+        base = logits.detach().float().log_softmax(-1)
+        other = None if weak is None else weak.detach().to(base.device).float().log_softmax(-1)
         self._log = base, other
         masses, prompt = self._masses()
         divergence = None if other is None else rules.divergence(base, other)
