@@ -511,8 +511,8 @@ def test_content_words_without_a_tagger(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_heat_lies_where_the_tokens_look() -> None:
-    """Red in the cell of the hot token, the picture itself where nothing is looked at or cut off."""
-    picture = Image.new("RGB", (60, 40), (0, 0, 255))
+    """Red in the cell of the hot token, the picture in grey where nothing is looked at or cut off."""
+    picture = Image.new("RGB", (60, 40), (0, 0, 0))
     heat = torch.zeros(4)
     heat[1] = 0.02  # upper right cell of two by two, in the middle square
     shown = heated(picture, heat.numpy(), Grid(2, 2, (10.0, 0.0, 50.0, 40.0)))

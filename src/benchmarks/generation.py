@@ -86,7 +86,7 @@ def reply(
         seconds = time.perf_counter() - start
     text = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
     said = {"model": name, "config": config, "prompt": prompt, "reply": text, "seconds": seconds}
-    if explain is not None:
+    if explain is not None and picture is not None and plug is not None:
         from ..profiling.explain import explained
 
         explanation = explained(plug, processor, inputs, picture)

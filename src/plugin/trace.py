@@ -47,12 +47,12 @@ class TraceSettings(Settings):
     """What `attach(..., trace=)` takes: True for these defaults, or a mapping."""
 
     heads: Literal["auto", "all"] | Section | list[Head] = Field(
-        "auto",
+        default="auto",
         description="whose attention is averaged: a calibration section, [layer, head] pairs, or all; auto: the heads of"
         " the section grounding, else of the first that has scores among " + ", ".join(SECTIONS) + ", else all",
     )
-    count: int = Field(8, gt=0, description="how many heads of a section, by score")
-    maps: bool = Field(False, description="keep the attention on every image token, for `Plug.image_maps`")
+    count: int = Field(default=8, gt=0, description="how many heads of a section, by score")
+    maps: bool = Field(default=False, description="keep the attention on every image token, for `Plug.image_maps`")
 
     @classmethod
     def load(cls, given: bool | Mapping[str, Any] | TraceSettings) -> TraceSettings | None:

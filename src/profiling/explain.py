@@ -68,7 +68,7 @@ def marked(text: str, words: Sequence[Mapping[str, Any]]) -> str:
 
 
 def heated(picture: Image.Image, heat: np.ndarray, cells: Grid) -> Image.Image:
-    """The picture under the heat [image tokens], which is transparent where there is none; of the picture's size."""
+    """The picture in grey under the heat [image tokens], which is transparent where there is none; of its size."""
     from PIL import Image
 
     values = heat.reshape(cells.rows, cells.columns) / max(float(heat.max()), 1e-12)
@@ -77,7 +77,7 @@ def heated(picture: Image.Image, heat: np.ndarray, cells: Grid) -> Image.Image:
     large = small.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
     opacity = Image.new("L", picture.size, 0)
     opacity.paste(large, (left, top))
-    return Image.composite(Image.new("RGB", picture.size, HOT), picture, opacity)
+    return Image.composite(Image.new("RGB", picture.size, HOT), picture.convert("L").convert("RGB"), opacity)
 
 
 def contact_sheet(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
