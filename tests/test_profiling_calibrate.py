@@ -485,6 +485,7 @@ def test_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_folder: P
         (["calibrate", "embedded", "--out", "/dev/null/x.yaml"], ["/dev/null/x.yaml", "another place"]),
         (["calibrate", "embedded", "--samples", "0"], ["--samples"]),
         (["calibrate", "no-such-folder/"], ["no-such-folder"]),
+        (["show", "a.yaml", "b.yaml", "--png", "c.png"], ["--png", "one file"]),
     ],
 )
 def test_mistakes(
@@ -502,6 +503,22 @@ def test_mistakes(
     assert line.count("\n") == 1
     assert [word for word in words if word not in line] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bar_shows_the_stage_under_way() -> None:
+    from rich.progress import TimeRemainingColumn
+    from sightline.benchmarks.demo import progress_bar
+    from sightline.profiling.command import _follow
+
+    bar = progress_bar()
+    assert any(isinstance(column, TimeRemainingColumn) for column in bar.columns)
+    advance = _follow(bar, bar.add_task("loading", total=None))
+    for call in (("sinks", 0, 9), ("sinks", 4, 9), ("sinks", 9, 9), ("sinks", 0, 9), ("gaze", 6, 9)):
+        advance(*call)
+        (now,) = bar.tasks
+        assert (now.description, now.completed, now.total) == call
+    advance("gaze", 8, 9)
+    assert len(bar.tasks[0]._progress) == 1  # the time left is reckoned from this stage alone
 
 
 def test_layers_can_be_spread(own_folder: Path, tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ def show(
         return
     if file is None:
         raise ConfigError("show needs a calibration file: sightline show FILE")
+    if other is not None and png is not None:
+        raise ConfigError("--png draws one file: leave the other out")
     from . import compare, maps
 
     shown = Calibration.load(file)
