@@ -99,7 +99,7 @@ def prompts(case: tiny.TinyCase, kind: str) -> tiny.Inputs:
     if kind == "pair":
         return case.inputs(2, lengths=LENGTHS[:2], seed=2)
     if kind == "images":
-        return case.inputs(3, lengths=LENGTHS, images_per_row=(2, 1, 3), seed=1)
+        return case.inputs(3, lengths=LENGTHS, images_per_row=(2, 1, 3) if case.uneven else (2, 2, 2), seed=1)
     if kind == "mixed":  # the second row has no image
         return case.inputs(3, lengths=LENGTHS, images_per_row=(1, 0, 2), seed=1)
     raise ValueError(kind)
@@ -156,6 +156,7 @@ def calibration(case: tiny.TinyCase, **changes: Any) -> dict[str, Any]:
     """A calibration that fits the tiny model and has every section, as a dict of the file's shape."""
     text = case.model.config.get_text_config()
     layers, heads = text.num_hidden_layers, text.num_attention_heads
+    across = getattr(text, "cross_attention_layers", [])
     scores = torch.rand(layers, heads, generator=torch.Generator().manual_seed(0)).tolist()
     data = {
         "schema": 1,
@@ -165,7 +166,7 @@ def calibration(case: tiny.TinyCase, **changes: Any) -> dict[str, Any]:
         "heads": heads,
         "sink": _sinks(case.name),
         "gaze": {"saliency_layers": [1], "enhanced_layers": [2, 3], "alpha": ALPHA},
-        "visual_heads": {"layers": [1, 2, 3], "scores": scores},
+        "visual_heads": {"layers": [n for n in range(layers - 3, layers) if n not in across], "scores": scores},
         "focus_heads": _directions(case),
     }
     return {**data, **changes}
@@ -177,7 +178,7 @@ METHODS = {name: one for name, one in sightline.methods().items() if one.kind ==
 
 def fits(method: str, family: str) -> bool:
     """Whether the method runs on the family at all."""
-    return family in ONLY.get(method, (family,))
+    return family in ONLY.get(method, (family,)) and not (METHODS[method].weighs_image and family == "mllama")
 
 
 def entry(method: str, **settings: Any) -> dict[str, Any]:

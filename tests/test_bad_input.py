@@ -410,7 +410,6 @@ REASONS = {
     "gpt_oss": "sinks",
     "t5": "encoder-decoder",
     "instructblip": "'t5', which is an encoder-decoder",
-    "mllama": "cross-attention",
     "lfm2": "lfm2",
     "qwen3_next": "qwen3_next",
     "gemma2": "gemma2",

@@ -72,6 +72,8 @@ class TinyCase:
     static_reason: str = ""
     beams: bool = True
     beams_reason: str = ""
+    uneven: bool = True  # whether rows of a batch may differ in how many images they have, and may have none
+    uneven_reason: str = ""
 
     @property
     def has_images(self) -> bool:
@@ -134,6 +136,9 @@ class TinyCase:
             out["token_type_ids"] = torch.zeros_like(ids)
         elif self.token_types:
             out[self.token_types] = ids.eq(IMAGE).long()
+        if "aspect_ratio_mask" in out:  # Mllama: a token sees the tiles of every image that begins at or before it
+            begun = ids.eq(IMAGE).cumsum(1)[:, :, None] > torch.arange(max(images))
+            out["cross_attention_mask"] = (begun & mask[..., None].bool())[..., None] * out["aspect_ratio_mask"][:, None]
         return out
 
     def _prompt(self, counts: list[int], length: int, rng: torch.Generator) -> list[int]:
@@ -154,7 +159,7 @@ class TinyCase:
         """Row ``i`` of a batch alone, as a batch of one without padding and with its own images only."""
         keep = inputs["attention_mask"][i].bool()
         out: Inputs = {}
-        for key in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+        for key in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask"):
             if key in inputs:
                 out[key] = inputs[key][i : i + 1, keep]
         tensors = {key: value for key, value in inputs.items() if key not in out}
@@ -230,6 +235,11 @@ def _finish(model: tf.PreTrainedModel, seed: int = 0, attention: str = "sdpa") -
             pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, use_cache=True
         )
     return model
+
+
+def attention(layer: Any) -> Any:
+    """The attention of a block, be it to the sequence or across to an image."""
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.cross_attn
 
 
 def speaker(model: Any, inputs: Inputs) -> Any:
@@ -572,6 +582,54 @@ def _blip_2() -> TinyCase:
     return TinyCase("blip_2", model, _square(16, QUERIES, leads=True))
 
 
+def _tiled() -> Pictures:
+    """Images of one tile or two, one below the other or side by side; the sequence holds a mark for each."""
+
+    def draw(n: int, rng: torch.Generator) -> Inputs:
+        ratios = torch.tensor([[1, 2, 3][i % 3] for i in range(n)])
+        mask = torch.stack([torch.ones_like(ratios), (ratios > 1).long()], dim=1)
+        pixels = torch.randn(n, 2, 3, 8, 8, generator=rng) * mask[:, :, None, None, None]
+        return {"pixel_values": pixels, "aspect_ratio_ids": ratios, "aspect_ratio_mask": mask}
+
+    def counts(tensors: Inputs) -> list[int]:
+        return [1] * len(tensors["pixel_values"])
+
+    return Pictures(draw, counts, per_row=True)
+
+
+ACROSS = 4  # behind all layers that tests name
+
+
+def _mllama() -> TinyCase:
+    config = tf.MllamaConfig(
+        vision_config={
+            "hidden_size": 32,
+            "attention_heads": 4,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "image_size": 8,
+            "patch_size": 4,
+            "max_num_tiles": 2,
+            "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+            "intermediate_layers_indices": [0],
+            "vision_output_dim": 64,
+        },
+        text_config=_text(
+            num_hidden_layers=LAYERS + 3,
+            cross_attention_layers=[ACROSS],
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ),
+        image_token_index=IMAGE,
+    )
+    model = _finish(tf.MllamaForConditionalGeneration(config))
+    layer = decoder(model).layers[ACROSS]
+    for gate in (layer.cross_attn_attn_gate, layer.cross_attn_mlp_gate):  # shut in a new model
+        gate.fill_(1.0)
+    reason = "Mllama's tokens that see no image attend to every tile there is, those of other rows' images included"
+    return TinyCase("mllama", model, _tiled(), uneven=False, uneven_reason=reason)
+
+
 def _causal(name: str, config: Any) -> TinyCase:
     return TinyCase(name, _finish(tf.AutoModelForCausalLM.from_config(config)))
 
@@ -591,6 +649,7 @@ FAMILIES: dict[str, Callable[[], TinyCase]] = {
     "gemma3": _gemma3,
     "instructblip": _instructblip,
     "blip_2": _blip_2,
+    "mllama": _mllama,
     "llama": lambda: _causal("llama", tf.LlamaConfig(**_text(num_key_value_heads=HEADS, tie_word_embeddings=True))),
     "qwen2": lambda: _causal("qwen2", tf.Qwen2Config(**_text())),
     "qwen3": lambda: _causal("qwen3", tf.Qwen3Config(**_text(num_key_value_heads=4, head_dim=16))),
@@ -635,27 +694,6 @@ def _instructblip_t5() -> tf.PreTrainedModel:
     return _finish(tf.InstructBlipForConditionalGeneration(config))
 
 
-def _mllama() -> tf.PreTrainedModel:
-    config = tf.MllamaConfig(
-        vision_config={
-            "hidden_size": 32,
-            "attention_heads": 4,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_global_layers": 1,
-            "image_size": 8,
-            "patch_size": 4,
-            "max_num_tiles": 1,
-            "supported_aspect_ratios": [[1, 1]],
-            "intermediate_layers_indices": [0],
-            "vision_output_dim": 64,
-        },
-        text_config=_small(cross_attention_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
-        image_token_index=IMAGE,
-    )
-    return _finish(tf.MllamaForConditionalGeneration(config))
-
-
 def _lfm2() -> tf.PreTrainedModel:
     config = tf.Lfm2Config(**_small(layer_types=["conv", "full_attention"]))
     return _finish(tf.Lfm2ForCausalLM(config))
@@ -683,7 +721,6 @@ REFUSED: dict[str, Callable[[], tf.PreTrainedModel]] = {
     "gpt_oss": _gpt_oss,  # learned attention sinks
     "t5": _t5,  # encoder-decoder
     "instructblip": _instructblip_t5,  # an encoder-decoder as language model
-    "mllama": _mllama,  # the image is attended by cross-attention layers
     "lfm2": _lfm2,  # convolution layers between the attention layers
     "qwen3_next": _qwen3_next,  # linear attention layers
     "gemma2": _gemma2,  # attention softcap

@@ -44,6 +44,7 @@ class AvisC(Decoder):
     summary = "contrast with only those image tokens that draw attention unasked"
     source = "arXiv 2405.17820"
     cost = "explicit weights of one prompt row; the prompt once more; twice the rows per token"
+    weighs_image = True
     config = AvisCSettings
     own_prompt = True
 

@@ -44,6 +44,7 @@ from .positions import Positions
 
 Edits = Mapping[int, Sequence[Edit]]
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]  # arguments of the base's forward -> of the branch's
+SEEING = "full_text_row_masked_out_mask"  # Mllama's argument of a cross-attention layer
 PROBES = (InputProbe, WeightProbe, OutputProbe)
 
 
@@ -69,8 +70,11 @@ class Branch:
 class Twin:
     """A branch on one prompt batch: its keys and values, and how its rows board and leave the layers of a pass."""
 
-    def __init__(self, branch: Branch, layout: Layout, carried: Callable[[Step], Sequence[Edits]]):
+    def __init__(
+        self, branch: Branch, layout: Layout, carried: Callable[[Step], Sequence[Edits]], across: frozenset[int]
+    ):
         self.branch, self.layout, self._carried = branch, layout, carried
+        self._across = across  # layers that read the image by cross-attention
         shared = branch.prompt == "shared"
         self.valid = layout.valid[:, :-1] if shared else layout.valid  # which keys of its prompt are no padding [B, p]
         self.logits: Tensor | None = None  # of its rows in the last pass [B, T, V]
@@ -122,7 +126,10 @@ class Twin:
     @contextmanager
     def _aboard(self, layers: Sequence[nn.Module], stage: Stage) -> Iterator[None]:
         with ExitStack() as hooks:
-            for layer in layers[self.branch.first :]:
+            for index, layer in enumerate(layers[self.branch.first :], self.branch.first):
+                if index in self._across and not self.branch.carries and index not in self._kept:
+                    hooks.callback(layer.register_forward_hook(self._stay).remove)
+                    continue
                 hooks.callback(layer.register_forward_pre_hook(self._board, with_kwargs=True).remove)
                 if layer is not layers[-1]:
                     hooks.callback(layer.register_forward_hook(self._leave).remove)
@@ -147,9 +154,17 @@ class Twin:
         joined = torch.cat([hidden, twin], dim=1 if self._tokens else 0)
         if "position_embeddings" in kwargs:
             kwargs = {**kwargs, "position_embeddings": tuple(map(self._join_rotary, kwargs["position_embeddings"]))}
+        seeing = kwargs.get(SEEING)  # which rows see any image at all [B, 1, q, 1]
+        if seeing is not None:
+            more = seeing[:, :, -1:] if self._tokens else seeing
+            kwargs = {**kwargs, SEEING: torch.cat([seeing, more], dim=2 if self._tokens else 0)}
         if args:
             return (joined, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": joined}
+
+    def _stay(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Behind a layer that reads the image, for a twin without one: its hidden state is what it was."""
+        self._left = output[0] if isinstance(output, tuple) else output
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Behind a layer: the model goes on with the base's hidden state."""
@@ -186,7 +201,9 @@ class Twin:
         return layer >= self.branch.first
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the twin's part of new keys and values out; returns the base's."""
+        """Take the twin's part of new keys and values out; returns the base's. Those of an image are all the base's."""
+        if layer in self._across:
+            return key, value
         dim = 2 if self._tokens else 0
         (key, theirs), (value, their_values) = self._split(key, dim), self._split(value, dim)
         self._fresh[layer] = theirs, their_values
@@ -205,6 +222,11 @@ class Twin:
         """Head outputs of the base and the twin; `key`, `value` and `mask` are the base's, as its cache returned them."""
         layer: int = module.layer_idx  # type: ignore[assignment]
         mine, theirs = self._split(query, 2 if self._tokens else 0)
+        if layer in self._across:
+            base = _attend(None, stage, module, mine, key, value, mask, **kwargs)
+            seen = mask if mask is None or not self._tokens else mask[:, :, -1:]
+            twin = _attend(None, stage, module, theirs, *(self._kept.get(layer) or (key, value)), seen, **kwargs)
+            return torch.cat([base, twin], dim=1 if self._tokens else 0)
         plan = stage.plan.get(layer)
         base = _attend(plan, stage, module, mine, key, value, mask, **kwargs)
         # Asked for only now: a method may have decided in this very layer what it does to both (VHR's heads).
@@ -305,7 +327,8 @@ class Twin:
             output = original(**own)
         self.valid = own["attention_mask"].bool()
         self.logits = output.logits[:, -1:]
-        self._kept = {n: (layer.keys, layer.values) for n, layer in enumerate(cache.layers)}  # type: ignore[union-attr,misc]
+        layers = enumerate(cache.layers)  # one that reads an image has nothing where there is none
+        self._kept = {n: (layer.keys, layer.values) for n, layer in layers if layer.is_initialized}  # type: ignore[union-attr,misc]
 
     # ---- its life ----------------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class DoLa(Decoder):
         half = facts.layers // 2
         first = 2 if facts.tied else 0
         buckets = {"low": range(first, max(half, first + 1), 2), "high": range(half + half % 2, facts.layers, 2)}
-        wanted = buckets[settings.layers] if isinstance(settings.layers, str) else settings.layers
+        wanted = facts.own(buckets[settings.layers]) if isinstance(settings.layers, str) else settings.layers
         self.layers = facts.check_layers(wanted, "dola.layers")
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:

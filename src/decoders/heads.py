@@ -22,7 +22,7 @@ def best_heads(scores: Sequence[Sequence[float]], count: int, facts: ModelFacts,
     """
     _check_count(count, facts, what)
     ranked = sorted(
-        ((layer, head) for layer in range(facts.layers) for head in range(facts.heads)),
+        ((layer, head) for layer in facts.own(range(facts.layers)) for head in range(facts.heads)),
         key=lambda pair: -scores[pair[0]][pair[1]],
     )
     return tuple(ranked[:count])
@@ -33,7 +33,7 @@ def random_heads(count: int, excluded: Sequence[Head], seed: int, facts: ModelFa
     _check_count(count, facts, what)
     rest = [
         (layer, head)
-        for layer in range(facts.layers)
+        for layer in facts.own(range(facts.layers))
         for head in range(facts.heads)
         if (layer, head) not in set(excluded)
     ]
@@ -64,10 +64,11 @@ def silenced(heads: Sequence[Head], facts: ModelFacts) -> dict[int, list[Edit]]:
 
 
 def _check_count(count: int, facts: ModelFacts, what: str) -> None:
-    if count > facts.layers * facts.heads:
+    layers = len(facts.own(range(facts.layers)))
+    if count > layers * facts.heads:
         raise CalibrationError(
-            f"{what}: {count} heads were asked for, but '{facts.name}' has {facts.layers * facts.heads}"
-            f" ({facts.layers} layers of {facts.heads}): ask for fewer"
+            f"{what}: {count} heads were asked for, but '{facts.name}' has {layers * facts.heads}"
+            f" ({layers} layers of {facts.heads}): ask for fewer"
         )
     if count < 1:
         raise ConfigError(f"{what}: without any head the branch equals the model: give at least one")

@@ -12,6 +12,7 @@ from ..plugin.layout import Layout
 
 PREPARED = ("attention_mask", "position_ids", "past_key_values", "cache_position", "inputs_embeds")
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # arguments [B, n] beside the ids and their mask
+SEEN = "cross_attention_mask"  # which tokens see which tiles of which image [B, n, images, tiles]
 
 
 def same(kwargs: dict[str, Any], layout: Layout) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def same(kwargs: dict[str, Any], layout: Layout) -> dict[str, Any]:
 def without(kwargs: dict[str, Any], layout: Layout, drop: Tensor, pictures: Sequence[str] = ()) -> dict[str, Any]:
     """The prompt without the tokens that `drop` [B, n] marks: text, or all images, which `pictures` names."""
     kept = [(valid & ~gone).nonzero().flatten().tolist() for valid, gone in zip(layout.valid, drop, strict=True)]
-    gone_with = (*pictures, "position_ids") if pictures else ()  # text alone is simply counted
+    gone_with = (*pictures, "position_ids", SEEN) if pictures else ()  # text alone is simply counted
     return _rebuilt({k: v for k, v in kwargs.items() if k not in gone_with}, layout, kept)
 
 
@@ -50,6 +51,11 @@ def _rebuilt(kwargs: dict[str, Any], layout: Layout, rows: Sequence[Sequence[int
     for name in PER_TOKEN:
         if isinstance(kwargs.get(name), Tensor):
             changed[name] = torch.where(old, kwargs[name].gather(1, source), 0)
+    if isinstance(kwargs.get(SEEN), Tensor):  # a new token sees what the one behind it does
+        behind = [[next(pick for pick in row[i:] if pick >= 0) for i in range(len(row))] for row in rows]
+        places = torch.tensor([[0] * (width - len(row)) + row for row in behind], device=device)
+        seen = kwargs[SEEN]
+        changed[SEEN] = seen.gather(1, places[..., None, None].expand(-1, -1, *seen.shape[2:])) * valid[..., None, None]
     if isinstance(kwargs.get("position_ids"), Tensor):
         moved = [_moved(row, valid) for row, valid in zip(rows, layout.valid.tolist(), strict=True)]
         anchors, steps = (

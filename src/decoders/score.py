@@ -15,6 +15,7 @@ from ..plugin.errors import LayoutError
 from ..plugin.families import find_family
 from ..plugin.host import HOST, Host
 from .positions import Positions
+from .prompts import SEEN
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
                         "past_key_values": cache,
                         "use_cache": True,
                     }
+                    if SEEN in inputs:
+                        given[SEEN] = inputs[SEEN][:, -1:].expand(-1, width - 1, -1, -1)
                     logits = generator(input_ids=answer[:, :-1], **given, return_dict=True).logits
                 chances = torch.cat([first, logits.float().log_softmax(-1)], dim=1)
             gained = chances.gather(-1, answer[..., None].to(chances.device))[..., 0]

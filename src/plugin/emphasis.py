@@ -57,6 +57,11 @@ class Emphasis:
                 raise ConfigError(f"emphasis={facts.emphasis!r} names no passage: pass texts that stand in the prompt")
         if settings.begin == settings.end:
             raise ConfigError(f"{method}: 'begin' and 'end' are both {settings.begin!r}: give two different marks")
+        if settings.span == "image" and facts.across:
+            raise ConfigError(
+                f"{method}: '{facts.name}' reads its image by cross-attention and has no image tokens to emphasise: set 'span'"
+                " to marked or question"
+            )
         if settings.span == "marked" and not callable(facts.emphasis) and facts.tokenizer is None:
             raise ConfigError(
                 f"{method} finds emphasised passages in the prompt's text: pass processor=... to attach, or"

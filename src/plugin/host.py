@@ -67,6 +67,7 @@ class Host:
         self.told: dict[str, Any] = {}  # what a model with another generator inside was called with
         self.decoder = self.family.decoder(model)
         self.layers = self.family.layers(model)
+        self.across = self.family.across(model.config)
         self.text_config = model.config.get_text_config()  # type: ignore[operator, union-attr]
         self._undo = ExitStack()
 
@@ -88,6 +89,7 @@ class Host:
             calibration=calibration,
             tied=bool(getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)),
             no_gradients=obstacle(self.model),
+            across=self.across,
             readout=self._readout,
             pictures=(*self.family.vision_inputs, ENCODED),
             **more,
@@ -214,7 +216,8 @@ class Host:
     def staged(self, plan: Plan, start: int, prompt: int) -> Iterator[None]:
         """Carry out `plan` in the forward pass inside; `start` and `prompt` as in `Stage`."""
         stage = self.stage
-        stage.plan, stage.start, stage.prompt = plan, start, prompt
+        stage.plan = {layer: edits for layer, edits in plan.items() if layer not in self.across}
+        stage.start, stage.prompt = start, prompt
         with ExitStack() as hooks:
             for index, layer in enumerate(self.layers):
                 for edit in plan[index].inputs if index in plan else ():

@@ -6,7 +6,7 @@ which holds all state of that prompt and is dropped with it, so that nothing can
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .calibration import Calibration
 from .edits import Edit
-from .errors import CalibrationError
+from .errors import CalibrationError, UnsupportedModelError
 from .layout import Layout, Step
 
 
@@ -46,6 +46,7 @@ class ModelFacts:
     pictures: tuple[str, ...] = ()  # forward arguments that carry pictures
     tied: bool = False  # the readout is the input embedding
     no_gradients: str | None = None  # why gradients cannot be taken through the model
+    across: frozenset[int] = frozenset()  # layers that read the image by cross-attention; nothing edits them
     readout: Any = None  # hidden states [.., hidden] -> logits; (states, norm: bool), norm: apply the final norm first
 
     def need(self, section: str, method: str, kind: str = "method") -> Any:
@@ -63,28 +64,48 @@ class ModelFacts:
             )
         return value
 
+    def own(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the layers `numbers` whose keys are the sequence's tokens."""
+        return [number for number in numbers if number not in self.across]
+
     def proportion(self, first: int, stop: int) -> list[int]:
-        """Layers `first:stop` of 32 in proportion, at least one."""
+        """Layers `first:stop` of 32 in proportion, at least one before those that read an image are left out."""
         start = min(round(self.layers * first / 32), self.layers - 1)
-        return list(range(start, max(round(self.layers * stop / 32), start + 1)))
+        return self.own(range(start, max(round(self.layers * stop / 32), start + 1)))
 
     def check_heads(self, pairs: Sequence[tuple[int, int]], what: str) -> tuple[tuple[int, int], ...]:
-        """Distinct (layer, query head) pairs. Raises CalibrationError for one that the model does not have."""
+        """Distinct (layer, query head) pairs. Raises CalibrationError for one that the model does not have, or that
+
+        belongs to a cross-attention layer.
+        """
         for layer, head in pairs:
             if not (0 <= layer < self.layers and 0 <= head < self.heads):
                 raise CalibrationError(
                     f"{what} names head {layer}-{head}, but '{self.name}' has {self.layers} layers of {self.heads} heads"
                 )
+            self._check_own(layer, what)
         return tuple(dict.fromkeys((layer, head) for layer, head in pairs))
 
     def check_layers(self, numbers: Sequence[int], what: str) -> tuple[int, ...]:
-        """Sorted distinct layer numbers. Raises CalibrationError for one that the model does not have."""
+        """Sorted distinct layer numbers. Raises CalibrationError for one that the model does not have, or that reads the
+
+        image by cross-attention.
+        """
         for number in numbers:
             if not 0 <= number < self.layers:
                 raise CalibrationError(
                     f"{what} names layer {number}, but '{self.name}' has {self.layers} (0..{self.layers - 1})"
                 )
+            self._check_own(number, what)
         return tuple(sorted(set(numbers)))
+
+    def _check_own(self, layer: int, what: str) -> None:
+        if layer in self.across:
+            others = ", ".join(map(str, sorted(self.across)))
+            raise CalibrationError(
+                f"{what} names layer {layer} of '{self.name}', which reads the image by cross-attention and is left alone:"
+                f" name layers other than {others}"
+            )
 
 
 class Session:
@@ -116,7 +137,8 @@ class Registered:
     """What the registry knows of a method or a decoder. Subclasses describe themselves; the registry names them.
 
     summary, source: one line each for listings. cost: extra passes and what runs per token. needs: calibration
-    sections. needs_image: refuses prompts without any image. excludes: methods that cannot go with it, and why.
+    sections. needs_image: refuses prompts without any image. weighs_image: weighs image tokens, which a model that reads
+    its image by cross-attention does not have. excludes: methods that cannot go with it, and why.
     """
 
     kind: ClassVar[str]
@@ -126,6 +148,7 @@ class Registered:
     cost: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     needs_image: ClassVar[bool] = True
+    weighs_image: ClassVar[bool] = False
     excludes: ClassVar[Mapping[str, str]] = {}
     config: ClassVar[type[Settings]]
 
@@ -133,6 +156,11 @@ class Registered:
         """Bind settings to a model. Raises CalibrationError where a value is missing or does not fit."""
         self.settings = settings
         self.facts = facts
+        if self.weighs_image and facts.across:
+            raise UnsupportedModelError(
+                f"{self.kind} '{self.name}' weighs image tokens, and '{facts.name}' ({facts.architecture}) has none, it reads"
+                " its image by cross-attention: use vhr, or the decoders vcd and pai_guidance"
+            )
 
 
 Place = Literal["queries", "logits", "weights", "outputs"]

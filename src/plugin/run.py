@@ -28,18 +28,23 @@ POSITIONED = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids"
 class Run:
     """One prompt batch: its layout, a session per method, the decoder's contrast, the record of its answer, and the
 
-    plan of its decode steps.
+    plan of its decode steps. `across`: see `Host`.
     """
 
     def __init__(
-        self, layout: Layout, sessions: list[Session], contrast: Contrast | None, record: Record | None = None
+        self,
+        layout: Layout,
+        sessions: list[Session],
+        contrast: Contrast | None,
+        record: Record | None = None,
+        across: frozenset[int] = frozenset(),
     ):
         self.layout, self.sessions, self.contrast, self.record = layout, sessions, contrast, record
         self.decode_plan: Plan | None = None
         self.cache: weakref.ref[Any] | None = None  # the cache that holds this prompt
         self.twin: Twin | None = None
         if contrast is not None and contrast.branch is not None:
-            self.twin = Twin(contrast.branch, layout, lambda step: [session.edits(step) for session in sessions])
+            self.twin = Twin(contrast.branch, layout, lambda step: [s.edits(step) for s in sessions], across)
         self.seen = 0  # tokens of the sequence that the passes so far have read
 
     def plan(self, step: Step) -> Plan:
@@ -258,7 +263,8 @@ class Runner:
         record = self._record
         if record is not None:
             record.begin(layout)
-        run = self.run = Run(layout, [method.start(layout) for method in self.methods.values()], contrast, record)
+        sessions = [method.start(layout) for method in self.methods.values()]
+        run = self.run = Run(layout, sessions, contrast, record, self._host.across)
         reading_text = merge([session.read_text_edits() for session in run.sessions])
         if reading_text:
             with self._host.staged(reading_text, 0, 0), torch.no_grad():

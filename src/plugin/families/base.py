@@ -57,6 +57,10 @@ class Family:
         """
         return given
 
+    def across(self, config: Any) -> frozenset[int]:
+        """The layers that read the image by cross-attention, in place of tokens in the sequence. Nothing edits them."""
+        return frozenset()
+
     def image_ids(self, config: Any) -> frozenset[int]:
         found = (getattr(config, field, None) for field in self.image_token_fields)
         return frozenset(token for token in found if token is not None)

@@ -9,7 +9,3 @@ refuse(
     "instructblipvideo",
     reason="its frames are put through the Q-Former one by one, for which it has no adapter; use instructblip",
 )
-refuse(
-    "mllama",
-    reason="its image is read by cross-attention layers, which have no image tokens to edit; use a LLaVA-style model",
-)

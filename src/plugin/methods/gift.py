@@ -52,6 +52,7 @@ class GIFT(Method):
     cost = "no extra pass (one token held back where saliency comes late); explicit weights for one row"
     acts = "weights"
     needs = ("gaze",)
+    weighs_image = True
     config = GIFTSettings
 
     def __init__(self, settings: GIFTSettings, facts: ModelFacts):

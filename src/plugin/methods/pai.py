@@ -42,6 +42,7 @@ class PAI(Method):
     source = "arXiv 2407.21771"
     cost = "no extra pass; explicit weights for one row"
     acts = "weights"
+    weighs_image = True
     config = PAISettings
 
     def __init__(self, settings: PAISettings, facts: ModelFacts):

@@ -59,6 +59,7 @@ class PAINT(Method):
     cost = "no extra pass; explicit weights for one row"
     acts = "weights"
     excludes: ClassVar = {"pai": "both raise image logits by a share of their size, PAINT those of chosen tokens only"}
+    weighs_image = True
     config = PAINTSettings
 
     def __init__(self, settings: PAINTSettings, facts: ModelFacts):

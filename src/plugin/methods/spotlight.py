@@ -52,7 +52,7 @@ class Spotlight(Method):
     def __init__(self, settings: SpotlightSettings, facts: ModelFacts):
         super().__init__(settings, facts)
         self.emphasis = Emphasis(settings, facts, "spotlight")
-        layers = range(facts.layers) if settings.layers is None else settings.layers
+        layers = facts.own(range(facts.layers)) if settings.layers is None else settings.layers
         self.layers = facts.check_layers(layers, "spotlight.layers")
 
     def start(self, layout: Layout) -> SpotlightSession:

@@ -58,6 +58,7 @@ class VAR(Method):
     cost = "no extra pass; explicit weights for the edited rows"
     acts = "weights"
     needs = ("sink",)
+    weighs_image = True
     config = VARSettings
 
     def __init__(self, settings: VARSettings, facts: ModelFacts):

@@ -15,7 +15,7 @@ because the published numbers come from the released code as far as anyone can s
 
 Ours: the text-only pass runs plain (the paper leaves this open); a batch row without image keeps all its heads;
 `static` takes, in place of one prompt's VHD, how often the calibration's prompts chose each head, and needs no
-text-only pass.
+text-only pass. Layers that read the image by cross-attention (Mllama) do not run without one and are left out.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def default_layers(facts: ModelFacts) -> list[int]:
     layers = facts.layers
     if facts.architecture == "instructblip":
         return list(range(layers - round(layers * 18 / 32), layers))
-    return sorted({min(1, layers - 1), *range(layers - round(layers * 14 / 32), layers)})
+    return facts.own(sorted({min(1, layers - 1), *range(layers - round(layers * 14 / 32), layers)}))
 
 
 def static_heads(known: VisualHeads, layers: Sequence[int]) -> Tensor:

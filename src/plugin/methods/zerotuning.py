@@ -57,8 +57,9 @@ class ZeroTuning(Method):
         elif settings.gain is None and settings.layers is None and known is not None:
             gains = torch.tensor(known.gains)
         else:
-            layers = range(facts.layers) if settings.layers is None else settings.layers
+            layers = facts.own(range(facts.layers)) if settings.layers is None else settings.layers
             gains[list(facts.check_layers(layers, "zerotuning.layers"))] = settings.gain or DEMO_GAIN
+        gains[sorted(facts.across)] = 1.0
         self.gains = gains  # [layers, H]
 
     def start(self, layout: Layout) -> ZeroTuningSession:
