@@ -34,7 +34,7 @@ Head = tuple[int, int]  # (layer, query head)
 Change = Callable[["Naive"], list[Any]]  # registers hooks, returns their handles
 Decoder = Callable[["Naive", Inputs, Sequence[int]], Tensor]
 
-TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -88,8 +88,8 @@ class Naive:
         self.weights: dict[int, Tensor] = {}
         self.whole: dict[int, Tensor] = {}  # the same [1, H, n, n], as a pass with gradients has them in its graph
         for layer in self.layers:
-            assert layer.self_attn.config._attn_implementation == "naive"
-            layer.self_attn.__dict__["naive"] = self
+            assert tiny.attention(layer).config._attn_implementation == "naive"
+            tiny.attention(layer).__dict__["naive"] = self
 
     def image(self, prompt: Inputs) -> Tensor:
         """Which prompt tokens are picture placeholders [n]."""
@@ -158,14 +158,17 @@ def insert(prompt: Inputs, at: int, tokens: Sequence[int]) -> Inputs:
         if key in prompt:
             old = prompt[key]
             fill = {"input_ids": list(tokens), "attention_mask": [1] * len(tokens)}.get(key, [0] * len(tokens))
-            out[key] = torch.cat([old[:, :at], old.new_tensor([fill]).long(), old[:, at:]], dim=1)
+            new = old.new_tensor([fill]).long()
+            if key == "cross_attention_mask":  # new tokens see what the one behind them does, or else the last
+                new = old[:, min(at, old.shape[1] - 1)][:, None].expand(-1, len(tokens), -1, -1)
+            out[key] = torch.cat([old[:, :at], new, old[:, at:]], dim=1)
     return out
 
 
 def keep(prompt: Inputs, mask: Tensor, pictures: bool = True) -> Inputs:
     """The prompt with only the tokens of `mask` [n]; with `pictures` False the pixels go, too."""
     short = {key: value[:, mask] for key, value in prompt.items() if key in TOKEN_KEYS}
-    return {**prompt, **short} if pictures else short
+    return {**prompt, **short} if pictures else {key: short[key] for key in short if key != "cross_attention_mask"}
 
 
 # --- changes ---------------------------------------------------------------------------------------------------------
@@ -173,7 +176,8 @@ def keep(prompt: Inputs, mask: Tensor, pictures: bool = True) -> Inputs:
 
 def out_proj(layer: Any) -> Any:
     """The linear map behind the heads, by its name in Llama and in OPT."""
-    return getattr(layer.self_attn, "o_proj", None) or layer.self_attn.out_proj
+    heads = tiny.attention(layer)
+    return heads.o_proj if hasattr(heads, "o_proj") else heads.out_proj
 
 
 def _by_layer(heads: Iterable[Head]) -> dict[int, list[int]]:
@@ -598,6 +602,17 @@ SECTIONS: dict[str, Any] = {
     "inducing_heads": {"scores": _scores(12)},
     "conflict_heads": {"enhance": [[2, 3], [0, 6], [3, 1]], "suppress": [[1, 4], [3, 7], [0, 0]]},
 }
+
+
+def sections(case: tiny.TinyCase) -> dict[str, Any]:
+    """`SECTIONS` for a model that may have more layers, whose heads score nothing."""
+    more = [[0.0] * tiny.HEADS] * (case.model.config.get_text_config().num_hidden_layers - tiny.LAYERS)
+    return {
+        name: {key: value + more if key == "scores" else value for key, value in section.items()}
+        for name, section in SECTIONS.items()
+    }
+
+
 RETRIEVAL = _top(SECTIONS["retrieval_heads"]["scores"], 6)
 INDUCING = _top(SECTIONS["inducing_heads"]["scores"], 6)
 LISTED: list[Head] = [(1, 0), (1, 5), (2, 2), (2, 3), (3, 0), (3, 6)]  # the first layer is shared
@@ -638,7 +653,10 @@ def _noised(prompt: Inputs, step: int, seed: int) -> Inputs:
     pixels = prompt["pixel_values"].double()
     grids = prompt.get("image_grid_thw")  # Qwen: the patches of all pictures in one long row
     pictures = pixels.split([1] * len(pixels) if grids is None else grids.prod(1).tolist())
-    return {**prompt, "pixel_values": torch.cat([vcd.noised(picture, step, seed) for picture in pictures])}
+    noised = torch.cat([vcd.noised(picture, step, seed) for picture in pictures])
+    if pixels.ndim > 4:  # tables of tiles and pictures, where a missing one is all zeros
+        noised *= (pixels != 0).flatten(-3).any(-1)[..., None, None, None]
+    return {**prompt, "pixel_values": noised}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import conftest
 import naive
 import pytest
 import sightline
@@ -24,9 +25,14 @@ from sightline.decoders import vcd
 
 NEW = 8
 TEXT = ["llama", "qwen2", "gemma3_text", "mistral_sliding"]
-VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3", "instructblip", "blip_2"]
+VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3"]
+VISION += ["instructblip", "blip_2", "mllama"]
 SHORTER = ["icd", "cad", "pai_guidance"]  # their branch's prompt has another length
-REFUSED = [("qwen3_vl", "avisc"), *(("blip_2", name) for name in SHORTER)]  # see `test_decoders_bad_input.py`
+REFUSED = [
+    ("qwen3_vl", "avisc"),
+    ("mllama", "avisc"),
+    *(("blip_2", name) for name in SHORTER),
+]  # see `test_decoders_bad_input.py`
 CASES = [
     (family, name)
     for family in TEXT + VISION
@@ -49,7 +55,7 @@ def case_of(family: str) -> tiny.TinyCase:
 @functools.cache
 def facts_of(family: str) -> dict[str, Any]:
     """A calibration with every section, measured before anything is attached."""
-    return calibration(tiny.get(family), **naive.SECTIONS)
+    return calibration(tiny.get(family), **naive.sections(tiny.get(family)))
 
 
 def reference(family: str) -> naive.Naive:
@@ -61,7 +67,7 @@ def prompts(case: tiny.TinyCase, kind: str) -> tiny.Inputs:
     inputs = {
         "one": lambda: case.inputs(1, seed=5),
         "padded": lambda: case.inputs(3, lengths=LENGTHS),
-        "images": lambda: case.inputs(3, lengths=LENGTHS, images_per_row=(2, 1, 3), seed=1),
+        "images": lambda: conftest.prompts(case, "images"),
     }[kind]()
     return {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
 
@@ -157,8 +163,10 @@ def test_an_instruction_for_the_qformer_alone() -> None:
         assert row == naive.beams(reference("instructblip"), naive.MISLED.reference, alone, 4, 3)
 
 
-@pytest.mark.parametrize("name", SETUPS)
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3", "instructblip"])
+SEVERAL = ["llava", "qwen2_vl", "idefics3", "instructblip", "mllama"]
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, n) for f in SEVERAL for n in SETUPS if (f, n) not in REFUSED])
 def test_several_images_per_row(family: str, name: str) -> None:
     """Rows with two, one and three pictures; where the batch is a table, the missing ones stay missing."""
     inputs = prompts(case_of(family), "images")
@@ -202,7 +210,7 @@ def test_with_an_attention_method(family: str, name: str, method: str) -> None:
 ANSWERS = [[[20, 31, 150, 77], [44]], [[90, 12, 64]], [[201], [33, 34], [120, 121, 122, 123, 124]]]
 
 
-SCORED = ["llama", "gemma3_text", "llava_gqa", "qwen2_vl"]
+SCORED = ["llama", "gemma3_text", "llava_gqa", "qwen2_vl", "instructblip", "mllama"]
 
 
 def answers_for(family: str, decoder: naive.Decoder, inputs: tiny.Inputs) -> list[list[list[int]]]:

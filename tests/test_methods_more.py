@@ -140,12 +140,15 @@ def expected(family: str, inputs: tiny.Inputs, tokens: list[int], rule: Rule) ->
         seen = model.model.vision_tower(inputs["pixel_values"].double(), output_attentions=True).attentions
         tower = [weights.numpy() for weights in seen]
     row = Row(ids.shape[1], ids[0].numpy(), emphasised(ids)[0].numpy(), (ids[0] == tiny.IMAGE).numpy(), tower)
-    for layer in tiny.decoder(model).layers:
-        layer.self_attn.__dict__["reference"] = rule, row
+    for layer in tiny.decoder(model).layers:  # whatever the method, an image is read plainly
+        tiny.attention(layer).__dict__["reference"] = rule if hasattr(layer, "self_attn") else plain, row
     answer = torch.tensor([tokens[:-1]])
     longer = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     longer["input_ids"] = torch.cat([ids, answer], 1)
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    if "cross_attention_mask" in longer:
+        seen = longer["cross_attention_mask"]
+        longer["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].expand(-1, answer.shape[1], -1, -1)], 1)
     return model(**longer, use_cache=False).logits[0, row.length - 1 :].numpy()
 
 

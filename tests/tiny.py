@@ -138,7 +138,9 @@ class TinyCase:
             out[self.token_types] = ids.eq(IMAGE).long()
         if "aspect_ratio_mask" in out:  # Mllama: a token sees the tiles of every image that begins at or before it
             begun = ids.eq(IMAGE).cumsum(1)[:, :, None] > torch.arange(max(images))
-            out["cross_attention_mask"] = (begun & mask[..., None].bool())[..., None] * out["aspect_ratio_mask"][:, None]
+            out["cross_attention_mask"] = (begun & mask[..., None].bool())[..., None] * out["aspect_ratio_mask"][
+                :, None
+            ]
         return out
 
     def _prompt(self, counts: list[int], length: int, rng: torch.Generator) -> list[int]:

@@ -44,7 +44,10 @@ from .positions import Positions
 
 Edits = Mapping[int, Sequence[Edit]]
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]  # arguments of the base's forward -> of the branch's
-SEEING = "full_text_row_masked_out_mask"  # Mllama's argument of a cross-attention layer
+SEEING, STATES = (
+    "full_text_row_masked_out_mask",
+    "cross_attention_states",
+)  # which rows see an image [B, 1, q, 1]; images
 PROBES = (InputProbe, WeightProbe, OutputProbe)
 
 
@@ -127,7 +130,7 @@ class Twin:
     def _aboard(self, layers: Sequence[nn.Module], stage: Stage) -> Iterator[None]:
         with ExitStack() as hooks:
             for index, layer in enumerate(layers[self.branch.first :], self.branch.first):
-                if index in self._across and not self.branch.carries and index not in self._kept:
+                if self._stays(index):
                     hooks.callback(layer.register_forward_hook(self._stay).remove)
                     continue
                 hooks.callback(layer.register_forward_pre_hook(self._board, with_kwargs=True).remove)
@@ -154,10 +157,12 @@ class Twin:
         joined = torch.cat([hidden, twin], dim=1 if self._tokens else 0)
         if "position_embeddings" in kwargs:
             kwargs = {**kwargs, "position_embeddings": tuple(map(self._join_rotary, kwargs["position_embeddings"]))}
-        seeing = kwargs.get(SEEING)  # which rows see any image at all [B, 1, q, 1]
+        seeing, states = kwargs.get(SEEING), kwargs.get(STATES)
         if seeing is not None:
             more = seeing[:, :, -1:] if self._tokens else seeing
             kwargs = {**kwargs, SEEING: torch.cat([seeing, more], dim=2 if self._tokens else 0)}
+        if states is not None and not self._tokens:
+            kwargs = {**kwargs, STATES: torch.cat([states, states])}
         if args:
             return (joined, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": joined}
@@ -198,12 +203,16 @@ class Twin:
     # ---- attention ---------------------------------------------------------------------------------------------------
 
     def rides(self, layer: int) -> bool:
-        return layer >= self.branch.first
+        return layer >= self.branch.first and not self._stays(layer)
+
+    def _stays(self, layer: int) -> bool:
+        """Whether the layer reads an image, and the twin's own prompt has none: the model leaves it out then."""
+        return layer in self._across and not self.branch.carries and layer not in self._kept
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Take the twin's part of new keys and values out; returns the base's. Those of an image are all the base's."""
         if layer in self._across:
-            return key, value
+            return (key, value) if self._tokens else (self._split(key, 0)[0], self._split(value, 0)[0])
         dim = 2 if self._tokens else 0
         (key, theirs), (value, their_values) = self._split(key, dim), self._split(value, dim)
         self._fresh[layer] = theirs, their_values

@@ -50,7 +50,12 @@ class PASTA(Method):
             heads = facts.check_heads(settings.head_list, "pasta.head_list")
         else:
             scores = facts.need("retrieval_heads", "pasta").scores
-            heads = best_heads(scores, math.ceil(settings.share * len(facts.own(range(facts.layers))) * facts.heads), facts, "pasta.share")
+            heads = best_heads(
+                scores,
+                math.ceil(settings.share * len(facts.own(range(facts.layers))) * facts.heads),
+                facts,
+                "pasta.share",
+            )
         self.heads = masks(heads, facts)  # [1, H] by layer
 
     def start(self, layout: Layout) -> PASTASession:
