@@ -23,7 +23,7 @@ def same(kwargs: dict[str, Any], layout: Layout) -> dict[str, Any]:
 def without(kwargs: dict[str, Any], layout: Layout, drop: Tensor, pictures: Sequence[str] = ()) -> dict[str, Any]:
     """The prompt without the tokens that `drop` [B, n] marks: text, or all images, which `pictures` names."""
     kept = [(valid & ~gone).nonzero().flatten().tolist() for valid, gone in zip(layout.valid, drop, strict=True)]
-    gone_with = (*pictures, "position_ids", SEEN) if pictures else ()  # text alone is simply counted
+    gone_with = (*pictures, "position_ids") if pictures else ()  # text alone is simply counted
     return _rebuilt({k: v for k, v in kwargs.items() if k not in gone_with}, layout, kept)
 
 

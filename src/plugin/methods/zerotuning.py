@@ -59,7 +59,6 @@ class ZeroTuning(Method):
         else:
             layers = facts.own(range(facts.layers)) if settings.layers is None else settings.layers
             gains[list(facts.check_layers(layers, "zerotuning.layers"))] = settings.gain or DEMO_GAIN
-        gains[sorted(facts.across)] = 1.0
         self.gains = gains  # [layers, H]
 
     def start(self, layout: Layout) -> ZeroTuningSession:
