@@ -97,6 +97,11 @@ class Tracer:
     """Traces the calls of `generate` under one attachment. `record` is the call under way or the last one."""
 
     def __init__(self, settings: TraceSettings, facts: ModelFacts):
+        if facts.across:
+            raise UnsupportedModelError(
+                f"trace records the attention on image tokens, and '{facts.name}' has none: it reads the image by"
+                " cross-attention; leave trace out"
+            )
         self.settings, self.tokenizer = settings, facts.tokenizer
         self.heads = traced_heads(settings, facts)
         known = None if facts.calibration is None else facts.calibration.grounding
