@@ -196,7 +196,7 @@ def study(calibration: Cases, test: Cases) -> dict[str, Any]:
 
     look = max((f"image, {heads}" for heads in RUNS), key=merit)
     contrast = max((f"contrast, {branch}" for branch in BRANCHES.values()), key=merit)
-    sums = {name: (name,) for name in scales}
+    sums: dict[str, tuple[str, ...]] = {name: (name,) for name in scales}
     sums[f"{ENTROPY} + {look}"] = pair = (ENTROPY, look)
     sums[f"{ENTROPY} + {look} + {contrast}"] = (*pair, contrast)
 
