@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sightline
 import torch
 from sightline.benchmarks import shapes, speed
 from sightline.plugin.errors import ConfigError, SightlineError
@@ -59,6 +61,26 @@ def test_bench_measures_both_phases(tiny: str) -> None:
     json.dumps(result)
 
 
+def test_bench_measures_the_trace(tiny: str) -> None:
+    """With methods or none; what has it in its name is traced, the rest is not."""
+    plugs: list[sightline.Plug] = []
+
+    def attach(*arguments: Any, **options: Any) -> sightline.Plug:
+        plugs.append(sightline.attach(*arguments, **options))
+        return plugs[-1]
+
+    result = speed.bench(tiny, ["trace", "vhr", "vhr+trace"], new_tokens=4, batch=2, repeats=1, attach=attach)
+    assert [row["name"] for row in result["rows"][::2]] == ["plain", "trace", "vhr", "vhr+trace"]
+    # The second round runs them in order.
+    tables = []
+    for plug in plugs[-3:]:
+        try:
+            tables.append(len(plug.trace))
+        except ConfigError:
+            tables.append(None)
+    assert tables == [8, None, 8]
+
+
 def test_planted_sinks_fire(tiny: str) -> None:
     subject = shapes.build(tiny, batch=1)
     share = float(subject.facts["sinks"].split("lets ")[1].split(" %")[0])
@@ -98,6 +120,8 @@ def test_methods_entries(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("methods: []")
     assert speed.configuration(str(file)) == str(file)
+    assert speed.configuration("trace") == {"methods": []}
+    assert speed.configuration("vhr+trace") == {"methods": [{"vhr": {}}]}
     for wrong in ("a++b", str(tmp_path / "none.yaml")):
         with pytest.raises(ConfigError):
             speed.configuration(wrong)
