@@ -24,7 +24,8 @@ from sightline.benchmarks.carving import fit
 from sightline.plugin.grid import Grid
 from sightline.plugin.method import ModelFacts
 from sightline.preprocessing.carve import Carve, CarveSettings
-from sightline.preprocessing.regions import bounds, drawn, refined, regions_of, stretched, strongest
+from sightline.preprocessing.regions import bounds, drawn, refined, regions_of, strongest
+from sightline.profiling.heat import stretched
 from test_cli import fails
 from transformers import BatchFeature
 

@@ -45,9 +45,10 @@ from ..plugin.registry import register_preprocessor
 from ..plugin.validation import describe
 from ..plugin.wrapper import host_of
 from ..profiling.data import Example
+from ..profiling.heat import Floats, stretched
 from ..profiling.observe import Batch, Enough
 from .preprocessor import Preprocessor
-from .regions import Corners, Floats, Mask, Refine, bounds, drawn, refined, stretched, strongest
+from .regions import Corners, Mask, Refine, bounds, drawn, refined, strongest
 
 
 class CarveSettings(Settings):

@@ -9,33 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from ..plugin.grid import Grid
+from ..profiling.heat import Floats, glowing
 
-Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Corners = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom lie outside
 Refine = Literal["mask and crop", "mask", "crop"]
-
-
-def stretched(cells: Floats, grid: Grid, size: tuple[int, int]) -> Floats:
-    """A map over the cells of a grid at every pixel of the picture of `size` (width, height), bilinear: [height, width].
-
-    The value of a cell stands at its middle; beyond the middles of the outer cells the map goes on flat. NaN outside the
-    grid's window.
-    """
-    left, top, right, bottom = grid.window
-    along = []
-    for low, high, count, pixels in ((top, bottom, grid.rows, size[1]), (left, right, grid.columns, size[0])):
-        place = (np.arange(pixels) + 0.5 - low) / (high - low)
-        inside = (place > 0) & (place < 1)
-        cell = np.clip(place * count - 0.5, 0, count - 1)
-        first = np.minimum(cell.astype(int), max(0, count - 2))
-        weights = np.zeros((pixels, count))
-        weights[np.arange(pixels), first] = 1 - (cell - first)
-        weights[np.arange(pixels), np.minimum(first + 1, count - 1)] += cell - first
-        weights[~inside] = np.nan
-        along.append(weights)
-    return (along[0] @ cells.astype(np.float64) @ along[1].T).astype(np.float32)
 
 
 def strongest(heat: Floats, top: float, regions: int | None) -> Mask:
@@ -96,10 +74,7 @@ def refined(image: Image.Image, mask: Mask, refine: Refine, enlarge: bool) -> Im
 def drawn(image: Image.Image, heat: Floats, boxes: Sequence[Corners] = ()) -> Image.Image:
     """The picture in grey under the map in red, from its least value to its largest, and boxes in white."""
     low, high = np.nanmin(heat), np.nanmax(heat)
-    share = np.nan_to_num((heat - low) / max(high - low, np.finfo(np.float32).tiny))
-    glow = Image.fromarray((200 * share).astype(np.uint8))
-    grey = image.convert("L").convert("RGB")
-    new = Image.composite(Image.new("RGB", image.size, (255, 40, 0)), grey, glow)
+    new = glowing(image, (heat - low) / max(high - low, np.finfo(np.float32).tiny))
     pen = ImageDraw.Draw(new)
     for left, top, right, bottom in boxes:
         pen.rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255))

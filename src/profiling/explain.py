@@ -15,6 +15,7 @@ from ..plugin.errors import UnsupportedModelError
 from ..plugin.grid import Grid, grid
 from ..plugin.grounding import UNSURE
 from ..plugin.wrapper import Plug
+from .heat import glowing, stretched
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 PANEL = 288  # pixels of a panel's longer edge
 LINE = 22  # pixels of the text below a panel
 COLUMNS = 4
-HOT, STRENGTH = (255, 40, 0), 0.75  # colour of the heat and its largest opacity
 
 
 def explained(plug: Plug, processor: Any, inputs: Mapping[str, Any], picture: Image.Image) -> dict[str, Any]:
@@ -69,15 +69,8 @@ def marked(text: str, words: Sequence[Mapping[str, Any]]) -> str:
 
 def heated(picture: Image.Image, heat: np.ndarray, cells: Grid) -> Image.Image:
     """The picture in grey under the heat [image tokens], which is transparent where there is none; of its size."""
-    from PIL import Image
-
-    values = heat.reshape(cells.rows, cells.columns) / max(float(heat.max()), 1e-12)
-    left, top, right, bottom = (round(edge) for edge in cells.window)
-    small = Image.fromarray((255 * STRENGTH * values).round().astype(np.uint8))
-    large = small.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
-    opacity = Image.new("L", picture.size, 0)
-    opacity.paste(large, (left, top))
-    return Image.composite(Image.new("RGB", picture.size, HOT), picture.convert("L").convert("RGB"), opacity)
+    shares = (heat.reshape(cells.rows, cells.columns) / max(float(heat.max()), 1e-12)).astype(np.float32)
+    return glowing(picture, stretched(shares, cells, picture.size))
 
 
 def contact_sheet(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
