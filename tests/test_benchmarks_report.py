@@ -33,7 +33,7 @@ from sightline.benchmarks.suite import Sample
 from sightline.plugin.errors import SightlineError
 
 WORDS = ["dog", "cat", "bus", "fork"]
-HOSTILE = "</script><script>alert(1)</script> & 'dog' \u2028 <img src=x>"
+HOSTILE = "</script><script>alert(1)</script> & 'dog' \u2028 <img src=x> <!-- </script "
 Made = Callable[..., Path]
 
 
@@ -152,6 +152,8 @@ def test_nothing_from_outside_and_everything_escaped(tmp_path: Path) -> None:
     assert "default-src 'none'" in page.policy
     html = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert not re.search(r"https?:|@import|url\(|innerHTML", html)
+    for name in ("pictures", "samples-0"):  # nothing in the JSON can look like a tag
+        assert json.loads(re.findall(rf'id="{name}">([^<]*)</script>', html)[0]) == page.json(name)
     for name, where in (("style", "style-src"), ("script", "script-src")):  # the browser takes these, and no others
         block = re.findall(rf"<{name}>(.*?)</{name}>", html, re.DOTALL)
         assert len(block) == 1
