@@ -26,7 +26,7 @@ def calibrate(
         str | None,
         typer.Option(
             help="all (default), or names joined by commas: sinks, gaze, visual-heads, image-heads, concept-heads,"
-            " ocr-heads, retrieval-heads, inducing-heads, conflict-heads, premise-heads, replies."
+            " ocr-heads, retrieval-heads, inducing-heads, conflict-heads, premise-heads, word-heads, head-gates, replies."
         ),
     ] = None,
     data: Annotated[

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..plugin.calibration import InducingHeads
 from ..plugin.edits import Edit, OutputProbe
 from ..plugin.errors import CalibrationError
-from .direct import Direct
+from .direct import Direct, Edits
 from .job import Job, Sums, rounded
 
 IGNORED = -100
@@ -90,12 +90,6 @@ def _effects(
     answers: Sequence[Sequence[int]],
     pictures: Sequence[Mapping[str, Tensor]],
 ) -> Tensor:
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)  # padded on the right, where no answer token looks
-    labels = torch.full_like(ids, IGNORED)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
     outputs: dict[int, Tensor] = {}
 
     def probe(layer: int) -> Edit:
@@ -104,12 +98,30 @@ def _effects(
 
         return OutputProbe(see)
 
-    together: dict[str, Any] = {name: torch.cat([one[name] for one in pictures]) for name in pictures[0]}
-    logits = direct({n: [probe(n)] for n in range(direct.facts.layers)}, ids, **together).float()
-    asked = labels[:, 1:].to(logits.device)
-    losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), asked, ignore_index=IGNORED, reduction="none")
-    loss = (losses.sum(-1) / (asked != IGNORED).sum(-1)).sum()
+    watch: Edits = {n: [probe(n)] for n in range(direct.facts.layers)}
+    loss = answer_losses(direct, watch, prompts, answers, pictures).sum()
     ordered = [outputs[n] for n in range(direct.facts.layers)]
     gradients = torch.autograd.grad(loss, ordered)
     changes = [(o.float() * g.float()).sum(-1).abs() for o, g in zip(ordered, gradients, strict=True)]  # [B, q, H]
     return torch.stack([change.sum((0, 1)).cpu() for change in changes]).detach()
+
+
+def answer_losses(
+    direct: Direct,
+    edits: Edits,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    pictures: Sequence[Mapping[str, Tensor]],
+) -> Tensor:
+    """The mean loss of each answer's tokens [B] behind its prompt, under `edits`."""
+    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)  # padded on the right, where no answer token looks
+    labels = torch.full_like(ids, IGNORED)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    together: dict[str, Any] = {name: torch.cat([one[name] for one in pictures]) for name in pictures[0]}
+    logits = direct(edits, ids, **together).float()
+    asked = labels[:, 1:].to(logits.device)
+    losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), asked, ignore_index=IGNORED, reduction="none")
+    return losses.sum(-1) / (asked != IGNORED).sum(-1)

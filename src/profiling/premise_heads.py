@@ -35,6 +35,7 @@ from ..plugin.errors import CalibrationError
 from ..plugin.sections import PremiseHeads
 from ..plugin.words import characters
 from .direct import Direct, Edits, copies
+from .importance import Choice
 from .job import Job, Sums, rounded
 from .presence import asked
 from .prompt import as_turn, encode_answer, join, text_tokenizer
@@ -101,6 +102,18 @@ def text_pairs(tokenizer: Any) -> list[Pair]:
         prompt, true = encode_answer(tokenizer, opened, premise.true[0])
         rows = spelling(tokenizer, prompt, premise.span)
         found.append(Pair(prompt, masked(tokenizer, prompt, rows), rows[-1:], true))
+    return found
+
+
+def premise_choices(tokenizer: Any) -> list[Choice]:
+    """The same questions with the true and the false object as right and wrong answers."""
+    found = []
+    for premise in premises(CALIBRATION):
+        opened = join(as_turn(tokenizer, premise.cloze.user), premise.cloze.opening)
+        (prompt, right), (_, wrong) = (
+            encode_answer(tokenizer, opened, answer[0]) for answer in (premise.true, premise.false)
+        )
+        found.append(Choice(prompt, right, wrong))
     return found
 
 

@@ -6,20 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..plugin.errors import ConfigError
-from ..plugin.sections import ConflictHeads, Fact, InducingHeads, RetrievalHeads
+from ..plugin.sections import ConflictHeads, Fact, HeadGates, InducingHeads, RetrievalHeads
 from ..plugin.validation import suggest
 from . import facts, presence, retrieval
 from .box_heads import measure_concept_heads, measure_ocr_heads
 from .conflict import conflict_heads
 from .gaze import measure_gaze
+from .head_gates import head_gates
 from .image_heads import measure_image_heads
 from .importance import inducing_heads
 from .job import Job
 from .needles import default_lengths
-from .premise_heads import measure_premise_heads
+from .premise_heads import measure_premise_heads, premise_choices
 from .replies import measure_replies
 from .sinks import measure_sinks
 from .visual_heads import measure_visual_heads
+from .word_heads import measure_word_heads
 
 ALL = "all"
 
@@ -51,6 +53,12 @@ def _inducing(job: Job) -> InducingHeads:
     return inducing_heads(job, facts.choices(job.processor, seed=job.seed))
 
 
+def _gates(job: Job) -> HeadGates:
+    if job.examples and job.examples[0].image is not None:
+        return head_gates(job, presence.choices(job.model, job.processor, job.examples, seed=job.seed))
+    return head_gates(job, premise_choices(job.processor))
+
+
 def _conflict(job: Job) -> ConflictHeads:
     return conflict_heads(job, facts.conflicts(job.processor, seed=job.seed))
 
@@ -66,6 +74,8 @@ PROFILES = {
     "retrieval-heads": Profile("retrieval_heads", _retrieval, reads=True, pictures=False),
     "inducing-heads": Profile("inducing_heads", _inducing, reads=True, pictures=False),
     "conflict-heads": Profile("conflict_heads", _conflict, sees=False, reads=True, pictures=False),
+    "word-heads": Profile("word_heads", measure_word_heads, sees=False, pictures=False),
+    "head-gates": Profile("head_gates", _gates, sees=False, pictures=False),
     "premise-heads": Profile("premise_heads", measure_premise_heads, sees=False, reads=True, pictures=False),
 }
 """In the order in which they are measured: a later one may need an earlier one's section."""
