@@ -6,6 +6,7 @@ The conformance tests run on both families as on any other; here is what they do
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import naive
@@ -19,6 +20,8 @@ import transformers as tf
 from conftest import Snapshot, assert_message, calibration, entry, generate, prompts, shared
 from naive import SETUPS
 from sightline import ConfigError, LayoutError, UnsupportedModelError
+from sightline.plugin.grid import grid
+from sightline.profiling.direct import Direct
 from test_bad_input import refused
 
 BOTH = ["instructblip", "blip_2"]
@@ -144,6 +147,24 @@ def test_the_language_model_alone(family: str) -> None:
         assert not torch.allclose(inside(input_ids=ids).logits, bare, atol=1e-3)
     with attach(family), pytest.raises(LayoutError, match="vhr"):
         inside.generate(input_ids=ids, max_new_tokens=2)
+
+
+@every_family
+def test_profiles_of_text_run_on_the_language_model(family: str) -> None:
+    model = shared(family).model
+    ids = torch.randint(*tiny.TEXT, (2, 9), generator=torch.Generator().manual_seed(0))
+    with Direct(model) as direct, torch.no_grad():
+        assert torch.equal(direct({}, ids), model.language_model(input_ids=ids).logits)
+
+
+def test_query_tokens_are_no_places_in_the_picture() -> None:
+    """Not even where they happen to be a square number."""
+    processor = SimpleNamespace(image_processor=SimpleNamespace(do_center_crop=False))
+    inputs = {"input_ids": torch.zeros(1, 9), "pixel_values": torch.zeros(1, 3, 16, 16)}
+    assert grid(processor, inputs, 0, 4, (16, 16)).rows == 2
+    processor.num_query_tokens = 4
+    with pytest.raises(UnsupportedModelError, match="image tokens"):
+        grid(processor, inputs, 0, 4, (16, 16))
 
 
 @every_family

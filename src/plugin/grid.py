@@ -50,7 +50,8 @@ def grid(processor: Any, inputs: Mapping[str, Any], row: int, tokens: int, size:
     side, pixels = math.isqrt(tokens), inputs["pixel_values"]
     crops = math.prod(pixels.shape[:-3]) // len(inputs["input_ids"])
     padded = getattr(images, "do_pad", False) or "pixel_attention_mask" in inputs
-    if side * side != tokens or crops != 1 or "image_sizes" in inputs or padded:
+    queries = hasattr(processor, "num_query_tokens")  # a Q-Former's tokens have no places, however many they are
+    if side * side != tokens or crops != 1 or "image_sizes" in inputs or padded or queries:
         raise UnsupportedModelError(
             f"how the {tokens} image tokens of {crops} crops lie in the picture is not known for this model, so places in it"
             " cannot be told: use one whose pictures are one square of tokens, or Qwen-VL"

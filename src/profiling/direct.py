@@ -52,7 +52,7 @@ class Direct:
         start = 0 if cache is None else int(cache.get_seq_length())
         place = {"input_ids": ids.to(self.model.device), "past_key_values": cache, "use_cache": cache is not None}
         with self._host.staged(merge([edits]), start, 0):
-            return self.model(**place, **inputs).logits
+            return self._host.family.generator(self.model)(**place, **inputs).logits
 
     @contextmanager
     def without_layers(self, stop: int) -> Iterator[None]:
