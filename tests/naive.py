@@ -10,7 +10,7 @@ token is chosen by after `tokens[:t]`. It is causal, so one call gives every ste
 call it once per step all the same, and use its last row only.
 
 Formulas: DeCoRe arXiv 2410.18860, HICD 2503.12908, AvisC 2405.17820, VCD 2311.16922, ICD 2403.18715, PAI 2407.21771,
-CAD 2305.14739, DoLa 2309.03883, JuICE 2503.10996, SGRS 2601.20279.
+CAD 2305.14739, DoLa 2309.03883, JuICE 2503.10996, SGRS 2601.20279, CG-VLM 2512.05546.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import tiny
 import torch
-from sightline.decoders import vcd
+from sightline.decoders import cgvlm, vcd
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -558,6 +558,57 @@ class SGRS(Reference):
         return law
 
 
+@dataclass(frozen=True)
+class CGVLM(Reference):
+    """The raw logits of a run whose rows are boosted where the interaction of picture and text spreads wide."""
+
+    alpha: float = 0.5
+    threshold: float = 1.0
+    candidates: int = 50
+    layers: Sequence[int] = ()
+    seed: int | None = 0  # None: the image is left out
+
+    def spread(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        """D [len(tokens) + 1] of runs without any change."""
+        asked = question(prompt["input_ids"])[0]
+        image = naive.image(prompt)
+        if self.seed is None:
+            imageless = keep(prompt, ~image, pictures=False)
+            neither = keep(prompt, ~image & ~asked, pictures=False)
+        else:
+            imageless = _randomised(prompt, self.seed)
+            neither = keep(_unheard(imageless), ~asked)
+        textless = keep(_unheard(prompt), ~asked)
+        full, text, pixels, none = (
+            self.answer(naive, inputs, tokens) for inputs in (prompt, textless, imageless, neither)
+        )
+        found = []
+        for row in range(len(full)):
+            best = full[row].topk(self.candidates).indices
+            interaction = [float(full[row, i] - text[row, i] - pixels[row, i] + none[row, i]) for i in best]
+            mean = sum(interaction) / len(interaction)
+            found.append(sum((value - mean) ** 2 for value in interaction) / (len(interaction) - 1))
+        return torch.tensor(found)
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        n = prompt["input_ids"].shape[1]
+        opened = (self.spread(naive, prompt, tokens) > self.threshold).nonzero().flatten() + n - 1
+        image = naive.image(prompt).nonzero().flatten()
+
+        def register(naive: Naive) -> list[Any]:
+            def boost(layer: int, logits: Tensor) -> Tensor:
+                out = logits.clone()
+                for row in opened if layer in self.layers else ():
+                    for key in image:
+                        out[0, :, row, key] += self.alpha * logits[0, :, row, key].abs().mean()
+                return out
+
+            naive.boosts.append(boost)
+            return []
+
+        return self.answer(naive, prompt, tokens, [*self.edits, register])
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -648,22 +699,42 @@ def _instructed(prompt: Inputs, place: str) -> Inputs:
     return prompt if place == "qformer" else insert(prompt, 1 if place == "start" else n - 3, INSTRUCTION)
 
 
+def _unheard(prompt: Inputs) -> Inputs:
+    """What a Q-Former reads beside each picture, without the words between its first token and its last."""
+    if "qformer_input_ids" not in prompt:
+        return prompt
+    rows = zip(prompt["qformer_input_ids"].tolist(), prompt["qformer_attention_mask"].tolist(), strict=True)
+    read = [[token for token, seen in zip(*row, strict=True) if seen] for row in rows]
+    ids = torch.tensor([[words[0], words[-1]] for words in read])
+    return {**prompt, "qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
+
+
+def _randomised(prompt: Inputs, seed: int) -> Inputs:
+    """CG-VLM's other pictures, drawn as `cgvlm` draws one; their law has a test of its own."""
+    return _redrawn(prompt, lambda picture: cgvlm.random_pixels(picture, seed))
+
+
 def _noised(prompt: Inputs, step: int, seed: int) -> Inputs:
     """VCD's other prompt: every picture gets the same noise. It is the decoder's own; its law has a test of its own."""
+    return _redrawn(prompt, lambda picture: vcd.noised(picture, step, seed))
+
+
+def _redrawn(prompt: Inputs, draw: Callable[[Tensor], Tensor]) -> Inputs:
+    """The prompt with `draw` of each of its pictures."""
     pixels = prompt["pixel_values"].double()
     grids = prompt.get("image_grid_thw")  # Qwen: the patches of all pictures in one long row
     pictures = pixels.split([1] * len(pixels) if grids is None else grids.prod(1).tolist())
-    noised = torch.cat([vcd.noised(picture, step, seed) for picture in pictures])
+    drawn = torch.cat([draw(picture) for picture in pictures])
     if pixels.ndim > 4:  # tables of tiles and pictures, where a missing one is all zeros
-        noised *= (pixels != 0).flatten(-3).any(-1)[..., None, None, None]
-    return {**prompt, "pixel_values": noised}
+        drawn *= (pixels != 0).flatten(-3).any(-1)[..., None, None, None]
+    return {**prompt, "pixel_values": drawn}
 
 
 @dataclass(frozen=True)
 class Setup:
     """A decoder's settings, the reference that they mean, and what `attach` needs besides.
 
-    `alone`: the branch has a prompt of its own. `scoring`: the reference under `sightline.score`, where it is another.
+    `alone`: the branch has a prompt of its own. `edits`: the model's own rows are edited, too. `scoring`: the reference under `sightline.score`, where it is another.
     """
 
     name: str
@@ -671,6 +742,7 @@ class Setup:
     reference: Reference
     image: bool = False
     alone: bool = False
+    edits: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     scoring: Reference | None = None
 
@@ -713,6 +785,15 @@ SETUPS: dict[str, Setup] = {
     "vcd": Setup("vcd", {}, OtherPrompt(other=lambda prompt: _noised(prompt, 500, 0)), image=True, alone=True),
     "avisc": Setup("avisc", {}, AvisC(), image=True, alone=True),
     "sgrs": Setup("sgrs", {"layers": [1, 2]}, SGRS(layers=[1, 2])),
+    "cgvlm": Setup(
+        "cgvlm",
+        {"threshold": 1.5, "layers": [1, 2]},
+        CGVLM(threshold=1.5, layers=[1, 2]),
+        image=True,
+        alone=True,
+        edits=True,
+        options={"query": question},
+    ),
 }
 
 #: Every other setting, each away from its default.
@@ -782,6 +863,22 @@ VARIANTS: dict[str, Setup] = {
         AvisC(fill=1.0, gamma=0.9, lam=-0.5, alpha=2.5, beta=0.0),
         image=True,
         alone=True,
+    ),
+    "cgvlm no picture": Setup(
+        "cgvlm",
+        {"threshold": 2.5, "picture": "none", "alpha": 2.0, "candidates": 9},
+        CGVLM(threshold=2.5, seed=None, alpha=2.0, candidates=9, layers=[1]),
+        image=True,
+        alone=True,
+        options={"query": question},
+    ),
+    "cgvlm seed": Setup(
+        "cgvlm",
+        {"threshold": 1.0, "seed": 3, "candidates": 256, "layers": [0, 3]},
+        CGVLM(threshold=1.0, seed=3, candidates=256, layers=[0, 3]),
+        image=True,
+        alone=True,
+        options={"query": question},
     ),
     "sgrs default layers": Setup("sgrs", {"alpha": 0.9}, SGRS(alpha=0.9, layers=[1])),
     "sgrs two rounds": Setup(

@@ -111,7 +111,7 @@ def test_the_caller_sees_its_own_rows_only(family: str, name: str) -> None:
         assert index in images or layer.keys.shape[2] in (length + NEW - 1, getattr(layer, "sliding_window", 0) - 1)
 
 
-@every_case
+@pytest.mark.parametrize(("family", "name"), [case for case in CASES if not SETUPS[case[1]].edits])
 def test_the_cache_holds_the_plain_models_keys(family: str, name: str) -> None:
     """The base's rows are the plain model's: forced along the same tokens they leave the same cache."""
     case = shared(family)

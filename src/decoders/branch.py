@@ -13,6 +13,7 @@ How the twin gets its prompt:
 - a function: it reads a prompt of its own (no image, another image, no context), in a pass of its own. Its positions are
   shifted so that both prompts end at the same position; rotary attention sees only distances, so nothing else changes,
   and prompts of different length need no padding against each other.
+- several functions: as many copies, each with a prompt of its own; behind the prompt they are rows like any others.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Branch:
     edits: its own edits for a pass, on top. first: the first layer that differs.
     """
 
-    prompt: Literal["shared", "beside"] | Rewrite
+    prompt: Literal["shared", "beside"] | Rewrite | tuple[Rewrite, ...]
     edits: Callable[[Step], Edits] = lambda step: {}
     first: int = 0
 
@@ -69,9 +70,19 @@ class Branch:
         """Whether the methods' edits hold for it too."""
         return isinstance(self.prompt, str)
 
+    @property
+    def prompts(self) -> tuple[Rewrite, ...]:
+        """The prompts of its copies' own."""
+        if isinstance(self.prompt, str):
+            return ()
+        return self.prompt if isinstance(self.prompt, tuple) else (self.prompt,)
+
 
 class Twin:
-    """A branch on one prompt batch: its keys and values, and how its rows board and leave the layers of a pass."""
+    """A branch on one prompt batch: its keys and values, and how its rows board and leave the layers of a pass.
+
+    It has B rows for each copy of the branch, N in all, those of the first copy first.
+    """
 
     def __init__(
         self, branch: Branch, layout: Layout, carried: Callable[[Step], Sequence[Edits]], across: frozenset[int]
@@ -79,8 +90,9 @@ class Twin:
         self.branch, self.layout, self._carried = branch, layout, carried
         self._across = across  # layers that read the image by cross-attention
         shared = branch.prompt == "shared"
-        self.valid = layout.valid[:, :-1] if shared else layout.valid  # which keys of its prompt are no padding [B, p]
-        self.logits: Tensor | None = None  # of its rows in the last pass [B, T, V]
+        self.valid = layout.valid[:, :-1] if shared else layout.valid  # which keys of its prompt are no padding [N, p]
+        self.copies = max(1, len(branch.prompts))
+        self.logits: Tensor | None = None  # of its rows in the last pass [N, T, V]
         self._kept: dict[int, tuple[Tensor, Tensor] | None] = {}  # its prompt's keys and values; None: the base's
         self.grown: dict[int, tuple[Tensor, Tensor]] = {}  # those of its own tokens behind
         self._fresh: dict[int, tuple[Tensor, Tensor]] = {}  # those of the pass under way
@@ -159,10 +171,10 @@ class Twin:
             kwargs = {**kwargs, "position_embeddings": tuple(map(self._join_rotary, kwargs["position_embeddings"]))}
         seeing, states = kwargs.get(SEEING), kwargs.get(STATES)
         if seeing is not None:
-            more = seeing[:, :, -1:] if self._tokens else seeing
+            more = seeing[:, :, -1:] if self._tokens else self._copied(seeing, 0)
             kwargs = {**kwargs, SEEING: torch.cat([seeing, more], dim=2 if self._tokens else 0)}
         if states is not None and not self._tokens:
-            kwargs = {**kwargs, STATES: torch.cat([states, states])}
+            kwargs = {**kwargs, STATES: torch.cat([states, self._copied(states, 0)])}
         if args:
             return (joined, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": joined}
@@ -179,7 +191,11 @@ class Twin:
 
     def _twin_of(self, hidden: Tensor) -> Tensor:
         """What stands in the base's hidden state for the twin's rows."""
-        return hidden[:, -1:] if self._tokens else hidden
+        return hidden[:, -1:] if self._tokens else self._copied(hidden, 0)
+
+    def _copied(self, tensor: Tensor, dim: int) -> Tensor:
+        """The base's rows, which lie along `dim`, for each copy."""
+        return tensor if self.copies == 1 else torch.cat([tensor] * self.copies, dim=dim)
 
     def _join_rotary(self, table: Tensor) -> Tensor:
         """Cosines or sines [.., B or 1, q, d] for both; the twin's tokens have the base's positions."""
@@ -187,7 +203,8 @@ class Twin:
             if self._tokens:
                 joined = torch.cat([table, table[..., -1:, :]], dim=-2)
             else:
-                joined = table if table.ndim < 3 or table.shape[-3] == 1 else torch.cat([table, table], dim=-3)
+                alike = table.ndim < 3 or table.shape[-3] == 1
+                joined = table if alike else torch.cat([table, self._copied(table, -3)], dim=-3)
             self._rotary[id(table)] = (table, joined)
         return self._rotary[id(table)][1]
 
@@ -324,25 +341,31 @@ class Twin:
         return self._positions.noted()
 
     def read(self, original: Callable[..., Any], kwargs: dict[str, Any], decoder: nn.Module, model: nn.Module) -> None:
-        """Read the twin's own prompt; the caller stages its edits."""
-        assert not isinstance(self.branch.prompt, str)
+        """Read its copies' prompts, each in a pass; the caller stages its edits."""
         assert self._positions is not None
-        cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
-        own = self.branch.prompt(kwargs)
-        own |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
-        if "logits_to_keep" in inspect.signature(original).parameters:
-            own["logits_to_keep"] = 1
-        with self._positions.ended_alike(), _unchanged(model, "rope_deltas"):
-            output = original(**own)
-        self.valid = own["attention_mask"].bool()
-        self.logits = output.logits[:, -1:]
-        layers = enumerate(cache.layers)  # one that reads an image has nothing where there is none
-        self._kept = {n: (layer.keys, layer.values) for n, layer in layers if layer.is_initialized}  # type: ignore[union-attr,misc]
+        masks, logits, caches = [], [], []
+        for rewrite in self.branch.prompts:
+            cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+            own = rewrite(kwargs)
+            own |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
+            if "logits_to_keep" in inspect.signature(original).parameters:
+                own["logits_to_keep"] = 1
+            with self._positions.ended_alike(), _unchanged(model, "rope_deltas"):
+                output = original(**own)
+            masks.append(own["attention_mask"].bool())
+            logits.append(output.logits[:, -1:])
+            caches.append(cache.layers)
+        self.valid, self.logits = _below(masks, 1), torch.cat(logits)
+        for number, layers in enumerate(zip(*caches, strict=True)):
+            if all(layer.is_initialized for layer in layers):  # one that reads an image has nothing where there is none
+                keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+                self._kept[number] = _below(keys, 2), _below(values, 2)  # type: ignore[arg-type]
 
     # ---- its life ----------------------------------------------------------------------------------------------------
 
     def select(self, rows: Tensor) -> None:
-        """Take these rows of its keys and values, as a beam search does with the base's."""
+        """Take these rows of its keys and values, for each copy, as a beam search does with the base's."""
+        rows = torch.cat([rows + copy * self.layout.batch for copy in range(self.copies)])
         for store in (self._kept, self.grown):
             for layer, pair in store.items():
                 if pair is not None:
@@ -392,3 +415,12 @@ def _unchanged(model: nn.Module, attribute: str) -> Iterator[None]:
     finally:
         for module, value in noted:
             setattr(module, attribute, value)
+
+
+def _below(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Batches one below the other; what is shorter along `dim` is filled up with zeros in front."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.shape[dim] for part in parts)
+    after = [0, 0] * (parts[0].ndim - dim - 1)
+    return torch.cat([nn.functional.pad(part, [*after, width - part.shape[dim], 0]) for part in parts])

@@ -23,6 +23,9 @@ class Contrast:
 
     branch: Branch | None = None
 
+    #: Before each pass of the model, the model without any edits and the branch beside it run ahead, in caches of their
+    #: own, and `weigh` gets their logits; `watch` is asked for each pass then, and may edit. `combine` gets no copy.
+    ahead: bool = False
     #: The first layer from which passes that `combine` scores keep a graph, for gradients of their logits; None: no
     #: graph. A prompt's last row then gets a pass of its own where that can be, so that the graph is of one row.
     graph: int | None = None
@@ -33,9 +36,18 @@ class Contrast:
     def begin(self, step: Step, ids: Tensor | None) -> None:
         """Before each pass: its rows, and the tokens [B, count] of one behind the prompt."""
 
+    #: The redrawn pictures as forward arguments, while the branch reads its prompts.
+    redrawn: Mapping[str, Any] = MappingProxyType({})
+
     def watch(self, step: Step) -> Mapping[int, Sequence[Edit]]:
-        """Probes on the model's own rows, asked for every pass, behind the methods' edits."""
+        """Probes on the model's own rows, behind the methods' edits; asked for as `Session.edits` is."""
         return {}
+
+    def weigh(self, base: Tensor, weak: Tensor) -> None:
+        """What runs `ahead` says: float32 logits [B, T, V] and, of the copies one below the other, [N, T, V].
+
+        T is 1 for a prompt, else all rows of the pass.
+        """
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         """The scores [B, T, V] that the caller gets for logits, from the float32 logits of the model and the copy."""
@@ -52,7 +64,7 @@ class Decoder(Registered):
     kind = "decoder"
 
     own_prompt: ClassVar[bool] = False  # the copy reads a prompt of its own, without the methods' edits
-    redraws: ClassVar[bool] = False  # the copy sees other pictures
+    redraws: bool = False  # the copy sees other pictures
 
     def redraw(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `generate` with other pictures for the copy, if the decoder redraws (VCD)."""

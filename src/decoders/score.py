@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ..plugin.batch import cache_undone
 from ..plugin.errors import LayoutError
 from ..plugin.families import find_family
-from ..plugin.host import HOST, Host
+from ..plugin.host import HOST
 from .positions import Positions
 from .prompts import SEEN
 
@@ -63,6 +64,7 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
         with positions.noted():
             given = {**inputs, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
             first = model(**given, logits_to_keep=1, return_dict=True).logits[:, -1:].float().log_softmax(-1)
+        run = None if host is None else host.plugs[-1].run
         results: list[list[Score]] = [[] for _ in continuations]
         for number in range(max(map(len, continuations))):
             rows = [list(answers[number]) if number < len(answers) else [] for answers in continuations]
@@ -73,7 +75,7 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
             if width > 1:
                 seen = torch.cat([mask, shown[:, :-1].to(mask)], dim=1)
                 places = (seen.cumsum(-1) - 1)[:, mask.shape[1] :]
-                with _undone(cache, host), positions.continued():
+                with cache_undone(cache), nullcontext() if run is None else run.undone(), positions.continued():
                     given = {
                         "attention_mask": seen,
                         "position_ids": places,
@@ -91,23 +93,6 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
                     length = len(tokens)
                     results[row].append(Score(gained[row, :length].tolist(), bool(likeliest[row, :length].all())))
     return results
-
-
-@contextmanager
-def _undone(cache: DynamicCache, host: Host | None) -> Iterator[None]:
-    """Take back what a pass adds to the cache, and to what a decoder keeps beside it: the next answer follows the same
-
-    prompt.
-    """
-    held = [dict(layer.__dict__) for layer in cache.layers]  # a dynamic layer grows by new tensors, never in place
-    run = None if host is None else host.plugs[-1].run
-    try:
-        with nullcontext() if run is None else run.undone():
-            yield
-    finally:
-        for layer, state in zip(cache.layers, held, strict=True):
-            layer.__dict__.clear()
-            layer.__dict__.update(state)
 
 
 def _check(ids: Tensor, mask: Tensor, continuations: Sequence[Sequence[Sequence[int]]], vocabulary: int) -> None:

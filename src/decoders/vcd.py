@@ -25,9 +25,9 @@ from ..plugin.registry import register_decoder
 from . import prompts, rules
 from .branch import Branch
 from .decoder import Contrast, Decoder
+from .pictures import redrawn
 
 STEPS = 1000
-PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}  # and how Qwen cuts them
 
 
 class VCDSettings(Settings):
@@ -47,17 +47,7 @@ class VCD(Decoder):
     redraws = True
 
     def redraw(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        changed = {}
-        for name, grid in PIXELS.items():
-            pixels, grids = kwargs.get(name), kwargs.get(grid)
-            if isinstance(pixels, Tensor):
-                # Each picture gets the same noise, so that its prompt fares alike alone and in a batch.
-                pictures = [1] * len(pixels) if grids is None else grids.prod(-1).tolist()
-                parts = [noised(part, self.settings.noise_step, self.settings.seed) for part in pixels.split(pictures)]
-                changed[name] = torch.cat(parts)
-                if pixels.ndim > 4:  # rows of several pictures are filled up with empty ones, which must stay so
-                    changed[name] *= (pixels != 0).flatten(-3).any(-1)[..., None, None, None]
-        return changed
+        return redrawn(kwargs, lambda pixels: noised(pixels, self.settings.noise_step, self.settings.seed))
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return VCDContrast(self, layout)
@@ -69,8 +59,7 @@ class VCDContrast(Contrast):
         self.branch = Branch(self._prompt)
 
     def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        # Inside `generate` the noised pictures were encoded beforehand and stand in for the others already.
-        return prompts.same({**kwargs, **self.decoder.redraw(kwargs)}, self.layout)
+        return prompts.same({**kwargs, **self.redrawn}, self.layout)
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None

@@ -2,108 +2,27 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from ..decoders.branch import Twin
-from ..decoders.decoder import Contrast, Decoder
+from ..decoders.decoder import Decoder
 from ..decoders.positions import Positions
-from .attention import Plan, merge
+from .attention import merge
+from .batch import Run
 from .errors import LayoutError, UnsupportedModelError
 from .families import Family
 from .graph import keeping_graph
 from .host import ENCODED, Host
 from .layout import Layout, QueryFinder, Step, read_layout
-from .method import Method, Session
+from .method import Method
 from .trace import Record, Tracer
 
 POSITIONED = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids", "cache_position")
-
-
-class Run:
-    """One prompt batch: its layout, a session per method, the decoder's contrast, the record of its answer, and the
-
-    plan of its decode steps. `across`: see `Host`.
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        sessions: list[Session],
-        contrast: Contrast | None,
-        record: Record | None = None,
-        across: frozenset[int] = frozenset(),
-    ):
-        self.layout, self.sessions, self.contrast, self.record = layout, sessions, contrast, record
-        self.decode_plan: Plan | None = None
-        self.cache: weakref.ref[Any] | None = None  # the cache that holds this prompt
-        self.twin: Twin | None = None
-        if contrast is not None and contrast.branch is not None:
-            self.twin = Twin(contrast.branch, layout, lambda step: [s.edits(step) for s in sessions], across)
-        self.seen = 0  # tokens of the sequence that the passes so far have read
-
-    def plan(self, step: Step) -> Plan:
-        if not step.reading and self.decode_plan is not None:
-            return self.decode_plan
-        watched = [one.watch(step) for one in (self.contrast, self.record) if one is not None]
-        plan = merge([*(session.edits(step) for session in self.sessions), *watched])
-        if not step.reading:
-            self.decode_plan = plan
-        return plan
-
-    def follow(self, cache: Any) -> None:
-        """Tie what the decoder keeps to the caller's cache: beams that reorder one reorder both."""
-        self.cache = weakref.ref(cache, lambda _: self.twin.clear() if self.twin is not None else None)
-        if self.contrast is None:
-            return
-        base, kind = self.cache, type(cache)
-
-        def reorder_cache(beam_idx: Tensor) -> None:
-            kind.reorder_cache(base(), beam_idx)
-            self.select(beam_idx)
-
-        cache.reorder_cache = reorder_cache
-
-    def select(self, rows: Tensor) -> None:
-        """Take these batch rows of what the decoder keeps, as a beam search does with the cache."""
-        assert self.contrast is not None
-        if self.twin is not None:
-            self.twin.select(rows)
-        memory = self.contrast.memory
-        self.contrast.memory = {name: held.index_select(0, rows.to(held.device)) for name, held in memory.items()}
-
-    def check(self, start: int, rows: int) -> None:
-        """Raises LayoutError where the caller's cache no longer holds what the decoder's state follows."""
-        stateful = self.twin is not None or (self.contrast is not None and self.contrast.memory)
-        if stateful and (start, rows) != (self.seen, self.layout.batch):
-            raise LayoutError(
-                f"the cache holds {start} tokens and {rows} rows were passed, but the decoder has followed {self.seen}"
-                f" tokens of {self.layout.batch} rows: a cache that is cropped, repeated or selected from cannot be"
-                " continued under a decoder; read the prompt again"
-            )
-
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        """Take back what the passes inside add to what the decoder keeps."""
-        seen, memory = self.seen, self.contrast.memory if self.contrast is not None else {}
-        grown = self.twin.grown.copy() if self.twin is not None else {}
-        try:
-            yield
-        finally:
-            self.seen = seen
-            if self.contrast is not None:
-                self.contrast.memory = memory
-            if self.twin is not None:
-                self.twin.grown = grown
-
-    def stop_recording(self) -> None:
-        """The answer is complete; what follows on its cache is no part of it."""
-        self.record = self.decode_plan = None
 
 
 class Runner:
@@ -214,6 +133,8 @@ class Runner:
         if self._record is not None:
             self._record.check()
         self.run.check(start, rows)
+        if self.run.ahead is not None:
+            self._run_ahead(original, kwargs, Step(self.run.layout, start, count))
         return self._contrasted(self._pass(original, kwargs, start, count))
 
     def _pass(self, original: Callable[..., Any], kwargs: dict[str, Any], start: int, count: int) -> Any:
@@ -223,7 +144,7 @@ class Runner:
         if contrast is not None:
             contrast.begin(step, None if step.reading else kwargs.get("input_ids"))
         with host.staged(run.plan(step), start, run.layout.length):
-            if twin is not None and twin.rides_in(step):
+            if twin is not None and run.ahead is None and twin.rides_in(step):
                 output = twin.ride(original, kwargs, host.stage, host.decoder, step)
             elif contrast is not None and contrast.graph is not None and start + count >= run.layout.length:
                 output = keeping_graph(original, kwargs, host.layers[contrast.graph])
@@ -244,7 +165,7 @@ class Runner:
         if contrast is None:
             return output
         logits = output.logits.float()
-        if twin is None:
+        if twin is None or contrast.ahead:
             output.logits = contrast.combine(logits, None)
             return output
         assert twin.logits is not None
@@ -273,23 +194,65 @@ class Runner:
         if contrast is not None and contrast.graph is not None:
             last_apart |= self._can_split(kwargs)
         read = self._read_twice if layout.length > 1 and last_apart else self._read_once
+        if run.contrast is not None and run.contrast.ahead:
+            run.ahead = DynamicCache(config=self._host.decoder.config)  # type: ignore[arg-type]
+            self._run_ahead(original, kwargs, Step(layout, 0, layout.length))
+            return read(original, kwargs)
         if run.twin is None or run.twin.branch.carries:
             return read(original, kwargs)
         with run.twin.noting_positions(self._host.decoder):
             output = read(original, kwargs)
-        if self._redrawn is not None and ENCODED in kwargs:
+        self._read_apart(original, kwargs)
+        return output
+
+    def _read_apart(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        """Read the prompts of the branch's own; the positions of the model's are noted."""
+        assert self.run is not None
+        assert self.decoder is not None
+        layout, contrast, twin = self.run.layout, self.run.contrast, self.run.twin
+        assert contrast is not None
+        assert twin is not None
+        if self.decoder.redraws and ENCODED not in kwargs:
+            contrast.redrawn = self.decoder.redraw(kwargs)
+        elif self.decoder.redraws:
+            if self._redrawn is None:
+                raise LayoutError(
+                    f"{self.decoder.name} redraws pictures, but these came encoded ({ENCODED}): pass pixel_values instead"
+                )
             ids, encoded = self._redrawn
             copies = layout.batch // len(layout.ids if ids is None else ids)  # beams and several answers per prompt
             if copies > 1:
                 encoded = self._host.model._expand_multimodal_outputs(ids, encoded, copies)  # type: ignore[operator]
-            kwargs = {**kwargs, ENCODED: encoded}
-        elif self.decoder is not None and self.decoder.redraws and ENCODED in kwargs:
-            raise LayoutError(
-                f"{self.decoder.name} redraws pictures, but these came encoded ({ENCODED}): pass pixel_values instead"
-            )
-        with self._host.staged(merge([run.twin.branch.edits(Step(layout, 0, layout.length))]), 0, 0):
-            run.twin.read(original, kwargs, self._host.decoder, self._host.model)
-        return output
+            contrast.redrawn = {ENCODED: encoded}
+        with self._host.staged(merge([twin.branch.edits(Step(layout, 0, layout.length))]), 0, 0):
+            twin.read(original, kwargs, self._host.decoder, self._host.model)
+        contrast.redrawn = {}
+
+    def _run_ahead(self, original: Callable[..., Any], kwargs: dict[str, Any], step: Step) -> None:
+        """Run the unedited model and the branch beside it, in caches of their own, and let the contrast weigh both."""
+        assert self.run is not None
+        layout, contrast, twin, host = self.run.layout, self.run.contrast, self.run.twin, self._host
+        assert contrast is not None
+        assert twin is not None
+        answered = layout.valid.new_ones(layout.batch, max(0, step.start + step.count - layout.length))
+        own: dict[str, Any] = {
+            "attention_mask": torch.cat([layout.valid, answered], dim=1).long(),
+            "past_key_values": self.run.ahead,
+            "logits_to_keep": int(step.reading),
+            **{"use_cache": True, "output_hidden_states": False, "output_attentions": False},
+        }
+        with torch.no_grad(), host.staged({}, step.start, layout.length):
+            if step.reading:
+                with twin.noting_positions(host.decoder):
+                    output = original(**{**kwargs, **own})
+            else:
+                output = twin.ride(original, {**kwargs, **own}, host.stage, host.decoder, step)
+        if step.reading:
+            with torch.no_grad():
+                self._read_apart(original, kwargs)
+        assert twin.logits is not None
+        weak, twin.logits = twin.logits.float(), None
+        contrast.weigh(output.logits[:, -weak.shape[1] :].float().to(weak.device), weak)
 
     def _read_once(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         assert self.run is not None

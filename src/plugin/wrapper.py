@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..decoders import thin
 from ..decoders.decoder import Decoder
+from .batch import Run
 from .calibration import Calibration, find_shipped
 from .config import Config
 from .emphasis import Emphasised
@@ -20,7 +21,7 @@ from .host import HOST, Host
 from .layout import QueryFinder, TurnFinder
 from .method import Method, ModelFacts
 from .registry import DECODERS, METHODS
-from .run import Run, Runner
+from .run import Runner
 from .sections import Grounding
 from .trace import Tracer, TraceSettings
 from .words import Tagger, content_words, spacy_tagger
