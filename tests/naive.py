@@ -45,7 +45,7 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     naive: Naive = module.__dict__["naive"]
     copies = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(copies, 1), value.repeat_interleave(copies, 1)
-    logits = how["scaling"] * query @ key.transpose(2, 3)
+    naive.logits = logits = how["scaling"] * query @ key.transpose(2, 3)
     for boost in naive.boosts:
         logits = boost(module.layer_idx, logits)
     weights = (logits + attention_mask).softmax(-1)
@@ -86,6 +86,7 @@ class Naive:
         self.image_token: int | None = getattr(self.model.config, "image_token_id", None)
         self.boosts: list[Callable[[int, Tensor], Tensor]] = []
         self.weights: dict[int, Tensor] = {}
+        self.logits = torch.empty(0)  # of the layer under way, before any boost
         self.whole: dict[int, Tensor] = {}  # the same [1, H, n, n], as a pass with gradients has them in its graph
         for layer in self.layers:
             assert tiny.attention(layer).config._attn_implementation == "naive"
@@ -263,7 +264,7 @@ def boosted(image: Tensor, alpha: float, first_layer: int = 2) -> Change:
             if layer < first_layer:
                 return logits
             n, out = len(image), logits.clone()
-            out[:, :, n - 1 :, :n] += alpha * logits[:, :, n - 1 :, :n].abs() * image
+            out[:, :, n - 1 :, :n] += alpha * naive.logits[:, :, n - 1 :, :n].abs() * image
             return out
 
         naive.boosts.append(boost)
@@ -272,10 +273,13 @@ def boosted(image: Tensor, alpha: float, first_layer: int = 2) -> Change:
     return register
 
 
-def reinforced(naive: Naive, prompt: Inputs, alpha: float, layers: Sequence[int]) -> tuple[Change, list[Head]]:
+def reinforced(
+    naive: Naive, prompt: Inputs, alpha: float, layers: Sequence[int], others: Iterable[Change] = ()
+) -> tuple[Change, list[Head]]:
     """VHR (arXiv 2412.13949): chosen in the last prompt row, layer by layer, against the prompt without its image.
 
-    Squared distances, the outlier filter where their unbiased std exceeds 1, above the lower median.
+    Squared distances, the outlier filter where their unbiased std exceeds 1, above the lower median. `others` are changes
+    to the prompt's run.
     """
     n = prompt["input_ids"].shape[1]
     text = naive.run(keep(prompt, ~naive.image(prompt), pictures=False)).outputs
@@ -293,7 +297,7 @@ def reinforced(naive: Naive, prompt: Inputs, alpha: float, layers: Sequence[int]
             states[:, best] *= alpha
         return states
 
-    naive.run(prompt, (), [outputs(change)])
+    naive.run(prompt, (), [*others, outputs(change)])
     return scaled(chosen, alpha), chosen
 
 
@@ -591,6 +595,10 @@ class CGVLM(Reference):
         return torch.tensor(found)
 
     def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        return self.answer(naive, prompt, tokens, [self.boosting(naive, prompt, tokens), *self.edits])
+
+    def boosting(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Change:
+        """The boost, in the rows where the gate is open."""
         n = prompt["input_ids"].shape[1]
         opened = (self.spread(naive, prompt, tokens) > self.threshold).nonzero().flatten() + n - 1
         image = naive.image(prompt).nonzero().flatten()
@@ -600,13 +608,13 @@ class CGVLM(Reference):
                 out = logits.clone()
                 for row in opened if layer in self.layers else ():
                     for key in image:
-                        out[0, :, row, key] += self.alpha * logits[0, :, row, key].abs().mean()
+                        out[0, :, row, key] += self.alpha * naive.logits[0, :, row, key].abs().mean()
                 return out
 
             naive.boosts.append(boost)
             return []
 
-        return self.answer(naive, prompt, tokens, [*self.edits, register])
+        return register
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

@@ -189,7 +189,8 @@ def edited(setup: Setup, family: str, method: str, prompt: tiny.Inputs) -> naive
     if method == "pai":
         change = naive.boosted(model.image(prompt), alpha=1.0)
     else:
-        change, chosen = naive.reinforced(model, prompt, alpha=3.0, layers=[1, 2, 3])
+        others = [setup.reference.boosting(model, prompt, ())] if isinstance(setup.reference, naive.CGVLM) else []
+        change, chosen = naive.reinforced(model, prompt, alpha=3.0, layers=[1, 2, 3], others=others)
         assert chosen
     return replace(setup.reference, edits=(change,))
 

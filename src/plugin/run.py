@@ -272,9 +272,11 @@ class Runner:
         padding = {"attention_mask": layout.valid.long()}  # the model prepares what each kind of layer and cache needs
         split = self._can_split(kwargs)
         if not split or any(session.whole_prompt for session in self.run.sessions):
-            plan = merge([session.edits(Step(layout, 0, length - session.hold_back)) for session in self.run.sessions])
+            plans = [session.edits(Step(layout, 0, length - session.hold_back)) for session in self.run.sessions]
+            if self.run.contrast is not None and self.run.contrast.ahead:
+                plans.append(self.run.contrast.watch(Step(layout, 0, length)))
             whole = {**padding, "use_cache": False, "past_key_values": None, "labels": None}
-            with self._host.staged(plan, 0, length):
+            with self._host.staged(merge(plans), 0, length):
                 original(**{**kwargs, **whole})
         if not split:
             return self._pass(original, kwargs, 0, length)
