@@ -125,7 +125,7 @@ def test_random_pixels_need_pixels() -> None:
     case = shared("llava")
     inputs = prompts(case, "one")
     pixels = inputs.pop("pixel_values")
-    given = {"mm_encoder_outputs": {"image_features": case.model.get_image_features(pixel_values=pixels).pooler_output}}
+    given = {"mm_encoder_outputs": {"image": case.model.get_image_features(pixel_values=pixels, return_dict=True)}}
     with refused(case, LayoutError, "cgvlm", "pixel_values"), sightline.attach(case.model, config(), **OPTIONS):
         case.model(**inputs, **given)
     with sightline.attach(case.model, config(picture="none", threshold=-1.0), **OPTIONS):
