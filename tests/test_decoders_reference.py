@@ -25,20 +25,14 @@ from sightline.decoders import vcd
 
 NEW = 8
 TEXT = ["llama", "qwen2", "gemma3_text", "mistral_sliding"]
-<<<<<<< HEAD
 VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3"]
 VISION += ["instructblip", "blip_2", "mllama"]
-SHORTER = ["icd", "cad", "pai_guidance"]  # their branch's prompt has another length
+SHORTER = ["icd", "cad", "pai_guidance", "cgvlm"]  # their branch's prompt has another length
 REFUSED = [
     ("qwen3_vl", "avisc"),
-    ("mllama", "avisc"),
+    *(("mllama", name) for name in ("avisc", "cgvlm")),
     *(("blip_2", name) for name in SHORTER),
 ]  # see `test_decoders_bad_input.py`
-=======
-VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3", "instructblip", "blip_2"]
-SHORTER = ["icd", "cad", "pai_guidance", "cgvlm"]  # their branch's prompt has another length
-REFUSED = [("qwen3_vl", "avisc"), *(("blip_2", name) for name in SHORTER)]  # see `test_decoders_bad_input.py`
->>>>>>> abdac60 (CG-VLM: the image boosted where image and text decide together; several copies in one branch)
 CASES = [
     (family, name)
     for family in TEXT + VISION
