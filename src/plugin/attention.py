@@ -87,7 +87,7 @@ def merge(plans: Sequence[Mapping[int, Sequence[Edit]]]) -> Plan:
 
 
 class Fork(Protocol):
-    """What attention asks of a branch whose rows ride along in the pass (`decoders/branch.py`)."""
+    """What attention asks of a branch whose rows ride along in the pass (`decoders/twin.py`)."""
 
     def rides(self, layer: int) -> bool:
         """Whether the layer's tensors hold the branch's rows too."""

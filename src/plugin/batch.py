@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..decoders.branch import Twin
 from ..decoders.decoder import Contrast
+from ..decoders.twin import Twin
 from .attention import Plan, merge
 from .errors import LayoutError
 from .layout import Layout, Step
