@@ -321,7 +321,7 @@ class Twin:
         for number, layers in enumerate(zip(*caches, strict=True)):
             if all(layer.is_initialized for layer in layers):  # one that reads an image has nothing where there is none
                 keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
-                self._kept[number] = _below(keys, 2), _below(values, 2)  # type: ignore[arg-type]
+                self._kept[number] = _below(keys, 2), _below(values, 2)
 
     # ---- its life ----------------------------------------------------------------------------------------------------
 

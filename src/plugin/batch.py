@@ -70,7 +70,7 @@ class Run:
         if self.twin is not None:
             self.twin.select(rows)
         if self.ahead is not None:
-            self.ahead.reorder_cache(rows)
+            self.ahead.reorder_cache(rows)  # type: ignore[arg-type]
         memory = self.contrast.memory
         self.contrast.memory = {name: held.index_select(0, rows.to(held.device)) for name, held in memory.items()}
 
