@@ -168,9 +168,8 @@ class PremiseHeads(Fact):
     """FAITH's heads (arXiv 2402.19103): pairs (layer, query head) that carry a question's false premise, best first."""
 
     heads: list[tuple[int, int]] = Field(min_length=1)
-    least: float | None = Field(default=None, description="influence above which a head counts for a question")
     shares: HeadScores | None = Field(
-        default=None, description="share of the kept questions in which the head is among the most influential ones"
+        default=None, description="share of the kept questions for which the head counts: influence above 0.1, top 20"
     )
     influence: HeadScores | None = Field(
         default=None, description="mean change of P(true answer) when the head sees the question without its premise"

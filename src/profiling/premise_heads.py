@@ -10,11 +10,10 @@ they count in.
 Published: so in the release, which patches one row, that of the token before the question mark, where its questions have
 the false object. The paper speaks of the rows of the object.
 Ours: an answer of several tokens is right if each is the most probable one, and P is the probability of all of them;
-where no head exceeds 0.1 in any question, as in a small model, all above 0 count (`least` says so);
-the mask XXXX is repeated or cut to the object's number of tokens, so that positions agree; equally frequent heads are
-ranked by their mean influence. A model that sees is asked whether a thing is in a picture where it is not; the false
-object is the thing, the true answer no, and all rows of the object are patched, because words follow it. The heads of
-a layer ride in one batch, which starts at that layer.
+the mask XXXX is repeated or cut to the object's number of tokens, so that positions agree; heads that count equally
+often, also never, are ranked by their mean influence. A model that sees is asked whether a thing is in a picture where it
+is not; the false object is the thing, the true answer no, and all rows of the object are patched, because words follow it.
+The heads of a layer ride in one batch, which starts at that layer.
 """
 
 from __future__ import annotations
@@ -72,26 +71,21 @@ def measure_premise_heads(job: Job) -> PremiseHeads:
             f"{job.profile}: none of {len(pairs)} questions with a false premise fools the model, wrong as asked and right"
             " with the false object masked, so no head can be told"
         )
-    job.samples, least = kept, LEAST
-    if not bool(found["chosen"].any()):
-        job.say(
-            f"{job.profile}: no head alone adds more than {LEAST} to P(true answer), so all that add anything count"
-        )
-        found["chosen"], least = found["positive"], 0.0
+    job.samples = kept
     shares, influence = found["chosen"] / kept, found["influence"] / kept
     heads = ranked(shares, influence)
     if not heads:
         raise CalibrationError(
-            f"{job.profile}: in none of the {kept} questions that fool the model one head alone makes the true answer more"
-            " probable, so none can be chosen"
+            f"{job.profile}: in the {kept} questions that fool the model no head alone makes the true answer more probable,"
+            " so none can be chosen"
         )
-    return PremiseHeads(heads=heads, least=least, shares=rounded(shares), influence=rounded(influence))
+    return PremiseHeads(heads=heads, shares=rounded(shares), influence=rounded(influence))
 
 
 def ranked(shares: Tensor, influence: Tensor) -> list[tuple[int, int]]:
-    """Heads that count in any question, by in how many, then by mean influence; both [layers, heads]."""
-    counted = [(int(layer), int(head)) for layer, head in shares.nonzero()]
-    return sorted(counted, key=lambda at: (-float(shares[at]), -float(influence[at])))
+    """Heads by in how many questions they count, then by mean influence; those that have neither are left out."""
+    helping = [(int(layer), int(head)) for layer, head in ((shares > 0) | (influence > 0)).nonzero()]
+    return sorted(helping, key=lambda at: (-float(shares[at]), -float(influence[at])))
 
 
 def text_pairs(tokenizer: Any) -> list[Pair]:
@@ -153,10 +147,10 @@ def _look(model: Any, pairs: Sequence[Pair]) -> Sums:
     with Direct(model) as direct, torch.no_grad():
         found = [influences(direct, pair) for pair in pairs]
     kept = [one for one in found if one is not None]
-    total = torch.zeros(3, direct.facts.layers, direct.facts.heads)
+    sums = {name: torch.zeros(direct.facts.layers, direct.facts.heads) for name in ("chosen", "influence")}
     for influence in kept:
-        total += torch.stack([counted(influence), counted(influence, least=0), influence])
-    sums = dict(zip(("chosen", "positive", "influence"), total, strict=True))
+        sums["chosen"] += counted(influence)
+        sums["influence"] += influence
     return {**sums, "kept": torch.tensor(float(len(kept)))}
 
 
