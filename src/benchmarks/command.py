@@ -61,7 +61,10 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Instead of the shipped calibration file.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda (one for each process of a machine) or cuda:N.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, cuda (one for each process of a machine), cuda:N, or auto to use all for one model."),
+    ] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
 ) -> None:

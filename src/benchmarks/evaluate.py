@@ -26,6 +26,7 @@ from ..plugin.errors import ConfigError
 from ..plugin.registry import methods
 from .asking import ask
 from .files import calibration_hash, config_hash, provenance, write_json, write_text
+from .loading import check_whole
 from .readers import Notes
 from .run import PLAIN, Run, head_maps, results
 from .store import Row, Store, batches, one_at_a_time
@@ -144,6 +145,7 @@ def evaluate(
         SightlineError: a configuration does not fit the model, or the folder belongs to another evaluation.
     """
     settings, place = settings or Settings(), place or Place.here()
+    check_whole(model, place.processes)
     new_tokens = settings.new_tokens or benchmark.new_tokens
     plans = {PLAIN: Plan()} | {name: Plan.of(config, calibration, model) for name, config in configs.items()}
     for plan in plans.values():  # a configuration that does not fit should fail now, not after minutes
@@ -296,8 +298,14 @@ class Pictures:
 
 def fingerprint(model: Any) -> str:
     """SHA-256 over names, shapes and types of all weights and a sample of their values: quick on any size of model."""
+    from accelerate.utils import align_module_device
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:  # it lies in memory or on disk until its module runs
+            owner, _, own_name = name.rpartition(".")
+            with align_module_device(model.get_submodule(owner), "cpu"):
+                tensor = getattr(model.get_submodule(owner), own_name).clone()
         flat = tensor.detach().flatten()
         some = flat[:: max(1, len(flat) // 4096)].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + some.tobytes())

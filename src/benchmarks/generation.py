@@ -40,7 +40,7 @@ def reply(
         calibration: a calibration file instead of the configuration's or the shipped one.
         new_tokens: longest reply.
         dtype: number type of the model.
-        device: a torch device.
+        device: a torch device, or "auto".
         carve: show the model what CARVE makes of the image, and draw what it looked at into this PNG file; `box` and
             `carve_seconds` are returned, too.
         carving: settings of CARVE.

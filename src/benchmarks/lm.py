@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from ..plugin.config import Config
 from ..plugin.errors import ConfigError
 from .evaluate import Plan
-from .loading import load_model
+from .loading import check_whole, load_model
 
 Request = tuple[Any, list[int], list[int]]
 """What lm-eval asks to score: the texts, the context's token ids and the answer's."""
@@ -47,7 +47,7 @@ class SightlineLM(HFLM):
             config: a method's name, a YAML file, a dict of that shape; None for the plain model.
             calibration: a calibration file instead of the configuration's or the shipped one.
             dtype: number type of the model.
-            device: a torch device; by default, and for "cuda", the one that accelerate gives this process.
+            device: a torch device or "auto"; by default, and for "cuda", the one that accelerate gives this process.
             batch_size: rows of one batch.
             others: arguments of lm-eval's `hf` that do not load a model (`max_length`, `add_bos_token`, ...).
 
@@ -58,6 +58,7 @@ class SightlineLM(HFLM):
         if isinstance(pretrained, str):
             place = str(accelerator.device) if device in (None, "cuda") else str(device)
             pretrained, processor = load_model(pretrained, dtype=dtype, device=place)
+        check_whole(pretrained, accelerator.num_processes)
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"--batch_size {batch_size!r}: give a number of rows")
         tokenizer = getattr(processor, "tokenizer", processor)

@@ -22,7 +22,7 @@ from loguru import logger
 from ..plugin.config import Config
 from ..plugin.errors import ConfigError, SightlineError, UnsupportedModelError
 from .evaluate import Plan
-from .loading import load_model, open_image
+from .loading import check_whole, load_model, open_image
 
 NEW_TOKENS = 1024
 """Longest reply where a task does not say; lmms-eval's own models take as many."""
@@ -58,7 +58,7 @@ class Sightline(lmms):
             config: a method's name, a YAML file, a dict of that shape; None for the plain model.
             calibration: a calibration file instead of the configuration's or the shipped one.
             dtype: number type of the model.
-            device: a torch device; by default, and for "cuda", the one that accelerate gives this process.
+            device: a torch device or "auto"; by default, and for "cuda", the one that accelerate gives this process.
             batch_size: rows of one `generate` call.
             max_batch_size: lmms-eval passes it on; nothing here is adaptive.
 
@@ -71,6 +71,7 @@ class Sightline(lmms):
         if isinstance(pretrained, str):
             place = str(self.accelerator.device) if device in (None, "cuda") else str(device)
             pretrained, processor = load_model(pretrained, dtype=dtype, device=place)
+        check_whole(pretrained, self._world_size)
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"--batch_size {batch_size!r}: give a number of rows")
         self.model, self.processor, self.batch_size = pretrained, processor, int(batch_size)

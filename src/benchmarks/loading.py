@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..plugin.errors import SightlineError
+from ..plugin.errors import SightlineError, UnsupportedModelError
 
 EMBEDDED = "embedded"
-AUTO = "auto"
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"  # a device: all of them
 
 
 def quiet() -> None:
@@ -81,16 +81,15 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
     Raises:
         SightlineError: the model cannot be found or loaded.
     """
-    if device == AUTO:
-        model, processor = load_model(name, dtype=dtype)
-        return _spread(model), processor
-    number_type, place = torch_dtype(dtype), torch_device(device)
-    if name == EMBEDDED:
-        from .. import testbed
+    number_type, place = torch_dtype(dtype), torch_device("cpu" if device == AUTO else device)
+    if name in (EMBEDDED, SMOLLM2):
+        if name == EMBEDDED:
+            from .. import testbed
 
-        return testbed.load(number_type, place)
-    if name == SMOLLM2:
-        return _load_smollm2(number_type, place)
+            model, processor = testbed.load(number_type, place)
+        else:
+            model, processor = _load_smollm2(number_type, place)
+        return _spread(model) if device == AUTO else model, processor
     from transformers import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         AutoConfig,
@@ -108,8 +107,11 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
     try:
         sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         loader, reader = (AutoModelForImageTextToText, AutoProcessor) if sees else (AutoModelForCausalLM, AutoTokenizer)
-        model = loader.from_pretrained(name, dtype=number_type).to(place).eval()
-        return model, reader.from_pretrained(name)
+        if device == AUTO:
+            model = loader.from_pretrained(name, dtype=number_type, device_map=AUTO)
+        else:
+            model = loader.from_pretrained(name, dtype=number_type).to(place)
+        return model.eval(), reader.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SightlineError(
@@ -119,10 +121,20 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
 
 
 def _spread(model: Any) -> Any:
+    """A loaded model, its layers spread over all devices."""
     from accelerate import dispatch_model, infer_auto_device_map
 
     whole = list(getattr(model, "_no_split_modules", None) or ())
     return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=whole))
+
+
+def check_whole(model: Any, processes: int) -> None:
+    """Raises UnsupportedModelError where processes are to do different work with a model that they hold together."""
+    if processes > 1 and (getattr(model, "_tp_size", None) or 1) > 1:
+        raise UnsupportedModelError(
+            f"{processes} processes share the work, but they hold one model together (tensor parallel) and can only do"
+            " the same: load the model with device 'auto', in one process for each set of devices"
+        )
 
 
 def _load_smollm2(number_type: Any, place: Any) -> tuple[Any, Any]:

@@ -70,7 +70,7 @@ def build(name: str, *, batch: int, prompt_tokens: int = 512, dtype: str = "floa
         batch: rows, all alike in length.
         prompt_tokens: length of the prompt where the model reads text only.
         dtype: number type, see `loading.DTYPES`.
-        device: a torch device.
+        device: a torch device; or "auto", for a model that is loaded.
 
     Raises:
         SightlineError: the model cannot be loaded or does not fit into memory.

@@ -69,7 +69,7 @@ def bench(
         repeats: rounds.
         threads: CPU threads of torch; its own choice when None.
         dtype: number type of the model.
-        device: a torch device.
+        device: a torch device; or "auto", for a model that is loaded.
         calibration: a calibration file instead of the shipped one.
         attach: stands in for `sightline.attach`.
         advance: called with a name and the total number of calls, after each `generate` call.
@@ -110,6 +110,7 @@ def bench(
                 advance(item, total)
             if number:
                 rounds.append(samples)
+    place = subject.model.device
     return {
         "rows": rows(rounds, [PLAIN, *configs]),
         "model": {"name": name, "dtype": dtype} | subject.facts,
@@ -117,7 +118,7 @@ def bench(
         "new_tokens": new_tokens,
         "repeats": repeats,
         "threads": running,
-        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device,
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
     } | provenance({})
 
 

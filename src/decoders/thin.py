@@ -21,7 +21,10 @@ def install(host: Host) -> None:
     """Let the text decoder's linear layers and its readout take few rows this way while a branch rides along."""
     head = host.model.get_output_embeddings()  # type: ignore[operator]
     for module in (*host.decoder.modules(), head):
-        if type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
+        # Weights of another class are quantised; another forward brings them from elsewhere.
+        if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or "forward" in module.__dict__:
+            continue
+        if module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
             host.override(module, "forward", ThinLinear(module, host))
 
 

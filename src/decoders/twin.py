@@ -30,6 +30,7 @@ from ..plugin.attention import (
 )
 from ..plugin.edits import Edit, InputProbe, OutputProbe, WeightProbe
 from ..plugin.layout import Layout, Step
+from ..plugin.shards import Shard
 from .branch import Branch, Edits
 from .positions import Positions
 
@@ -218,7 +219,7 @@ class Twin:
         plan = stage.plan.get(layer)
         base = _attend(plan, stage, module, mine, key, value, mask, **kwargs)
         # Asked for only now: a method may have decided in this very layer what it does to both (VHR's heads).
-        plan = self._plan(layer)
+        plan = self._plan(layer, stage.shard)
         fresh = self._fresh.pop(layer)
         if self._step.start == 0 and not self._tokens:
             self._kept[layer] = fresh
@@ -245,7 +246,7 @@ class Twin:
             twin = explicit_attention(plan or LayerPlan(), call)
         return torch.cat([base, twin], dim=1 if self._tokens else 0)
 
-    def _plan(self, layer: int) -> LayerPlan | None:
+    def _plan(self, layer: int, shard: Shard | None) -> LayerPlan | None:
         """The twin's edits of a layer: those of the methods, if it carries them, and its own."""
         if not self._step.reading and layer in self._decode_plan:
             return self._decode_plan[layer]
@@ -253,7 +254,7 @@ class Twin:
         carried = self._carried(step) if self.branch.carries else ()
         edits: list[Edit] = [e for plan in carried for e in plan.get(layer, ()) if not isinstance(e, PROBES)]
         edits += self.branch.edits(step).get(layer, ())
-        plan = LayerPlan.of(edits) if edits else None
+        plan = LayerPlan.of(edits).on(shard) if edits else None
         if not step.reading:
             self._decode_plan[layer] = plan
         return plan

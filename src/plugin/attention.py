@@ -34,6 +34,7 @@ from .edits import (
     WeightProbe,
     log_weights,
 )
+from .shards import Shard
 
 IMPLEMENTATION = "sightline"  # the name under which transformers knows this function
 SLOT = "_sightline"  # attribute of an attention module that holds the `Stage` of its model
@@ -60,6 +61,12 @@ class LayerPlan:
             inputs=tuple(e for e in edits if isinstance(e, Input | InputProbe)),
             queries=tuple(e for e in edits if isinstance(e, Shift | Disperse)),
         )
+
+    def on(self, shard: Shard | None) -> LayerPlan:
+        """The same plan for the heads of this process; None: all heads."""
+        if shard is None:
+            return self
+        return self.of([shard.edit(e) for e in (*self.weights, *self.outputs, *self.inputs, *self.queries)])
 
     @cached_property
     def _explicit(self) -> tuple[Mass | Reweight | WeightProbe, ...]:
@@ -102,10 +109,11 @@ class Fork(Protocol):
 class Stage:
     """What the attention function needs to know of the forward pass under way; one per attached model."""
 
-    plan: Plan = field(default_factory=dict)
+    plan: Plan = field(default_factory=dict)  # for these heads
     start: int = 0  # absolute position of the first query row
     prompt: int = 0  # number of prompt positions, padding included
     fork: Fork | None = None
+    shard: Shard | None = None  # which heads this process computes; None: all
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,7 @@ def edited_attention(
     else:
         bias = _fused_bias(plan.weights, keys, total)
         if bias is not None:
-            kwargs["position_bias"] = bias.to(query.dtype).expand(-1, -1, count, -1)
+            kwargs["position_bias"] = bias.to(query).expand(-1, -1, count, -1)
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         start, stop = plan.span(count)
         if start < stop and output.requires_grad:
@@ -267,7 +275,7 @@ def _edited(call: Call, edits: Sequence[WeightEdit], first: int, last: int) -> t
         elif edit.rows is None:
             weights = edit(weights, logits, call.keys)
         else:
-            active = _active(edit.rows, first, last)
+            active = _active(edit.rows, first, last).to(weights.device)
             # The edit may work in place: the rows it must leave alone are taken from a copy.
             weights = torch.where(active[:, None, :, None], edit(weights.clone(), logits, call.keys), weights)
             changed = active if changed is None else changed | active

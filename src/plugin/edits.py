@@ -20,7 +20,8 @@ Three probes look without touching: `InputProbe` (hidden state entering a layer)
 some rows) and `OutputProbe` (head outputs). A layer that has only probes computes the same bits as without them.
 
 Shapes: B batch rows, H query heads, R edited query rows, K keys, n prompt tokens, d head size, g groups.
-Key-side tensors are given in prompt coordinates [B, n]; the attention function aligns them with the cache.
+Key-side tensors are given in prompt coordinates [B, n]; the attention function aligns them with the cache. H is all heads
+of the model, also where a process holds some of them (`shards.py`).
 """
 
 from __future__ import annotations
@@ -107,10 +108,13 @@ class Reweight:
     """Replace weights. `change(weights, logits, keys)` gets weights and scaled, masked logits [B, H, R, K] in float32
 
     and `keys`, the slice of prompt positions that the first columns stand for; it returns new weights of that shape.
+    `headwise`: it treats each head by itself and all alike, so that a process that holds some of the heads (`shards.py`)
+    needs no others.
     """
 
     change: Callable[[Tensor, Tensor, slice], Tensor]
     rows: Rows | None = None
+    headwise: bool = False
 
     def __call__(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
         return self.change(weights, logits, keys)

@@ -24,6 +24,10 @@ def obstacle(model: nn.Module) -> str | None:
     if narrow or (method is not None and method != QuantizationMethod.GGUF):  # GGUF files are read into plain weights
         kind = ", ".join(sorted(narrow)) or f"quantised ({QuantizationMethod(method).value})"
         return f"its weights are {kind}, whose kernels give none: load it in bfloat16, float16 or float32"
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        return (
+            "it is spread over processes by its heads (tensor parallel), which they do not cross: use device_map='auto'"
+        )
     if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
         return "it is compiled, which fixes the graph beforehand: attach to the model as it was before torch.compile"
     return None

@@ -23,6 +23,7 @@ from .errors import LayoutError, SightlineError, UnsupportedModelError
 from .families import Family, find_family
 from .graph import obstacle
 from .method import ModelFacts
+from .shards import find_shard
 
 HOST = "_sightline_host"  # attribute of an attached model
 ENCODED = "mm_encoder_outputs"  # pictures that `generate` has already put through the vision tower
@@ -62,13 +63,15 @@ class Host:
         _check_loading(model)
         register()
         self.model = model
-        self.stage = Stage()
         self.plugs: list[Attachment] = []
         self.told: dict[str, Any] = {}  # what a model with another generator inside was called with
         self.decoder = self.family.decoder(model)
         self.layers = self.family.layers(model)
         self.across = self.family.across(model.config)
-        self.text_config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        self.attentions = [self.family.attention(layer) for layer in self.layers]
+        self.text_config = text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        self.stage = Stage(shard=find_shard(model, self.attentions, text.num_attention_heads, key_heads))
         self._undo = ExitStack()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Host:
@@ -128,8 +131,8 @@ class Host:
             config = module.__dict__.get("config")
             if config is not None and id(config) in originals:
                 self.override(module, "config", originals[id(config)])
-        for layer in self.layers:
-            self.override(self.family.attention(layer), SLOT, self.stage)
+        for attention in self.attentions:
+            self.override(attention, SLOT, self.stage)
         generator: Any = self.family.generator(self.model)
         if generator is not self.model:
             for name in ("forward", "generate"):
@@ -216,7 +219,7 @@ class Host:
     def staged(self, plan: Plan, start: int, prompt: int) -> Iterator[None]:
         """Carry out `plan` in the forward pass inside; `start` and `prompt` as in `Stage`."""
         stage = self.stage
-        stage.plan = {layer: edits for layer, edits in plan.items() if layer not in self.across}
+        stage.plan = {layer: edits.on(stage.shard) for layer, edits in plan.items() if layer not in self.across}
         stage.start, stage.prompt = start, prompt
         with ExitStack() as hooks:
             for index, layer in enumerate(self.layers):
@@ -231,7 +234,10 @@ class Host:
 
 def _check_loading(model: nn.Module) -> None:
     """Refuse a model that is not in memory, or whose attention was loaded with a kernel that takes no edits."""
-    if not hasattr(model, "hf_device_map") and any(p.is_meta for p in model.parameters()):
+    offloaded = hasattr(model, "hf_device_map") or hasattr(
+        model, "_hf_hook"
+    )  # accelerate brings each weight when needed
+    if not offloaded and any(p.is_meta for p in model.parameters()):
         raise UnsupportedModelError(
             "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"
         )

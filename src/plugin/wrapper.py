@@ -145,7 +145,8 @@ def attach(
 
     Args:
         model: any AutoModelForImageTextToText or AutoModelForCausalLM of a family with an adapter, loaded with sdpa (or
-            eager, which runs on sdpa while attached). Its weights are not changed.
+            eager, which runs on sdpa while attached). Its weights are not changed. It may be quantised, spread over devices
+            (`device_map`), or over processes by transformers' tensor parallel plan; then every process attaches the same.
         config: the name of a method or a decoder, a path to a YAML file, a dict of that shape, or a `Config`.
         calibration: a path, a dict, a `Calibration`, or "auto" for the file shipped under the model's name. It takes
             precedence over the config's. By default the shipped file is used if there is one.
@@ -176,7 +177,7 @@ def attach(
     tagger = tagger or (spacy_tagger() if tokenizer is not None else None)
     narrow = content_words(tokenizer, tagger) if tokenizer is not None and tagger is not None else None
 
-    size = getattr(host.family.attention(host.layers[0]), "head_dim", None)
+    size = getattr(host.attentions[0], "head_dim", None)
     facts = host.facts(
         found,
         query_words=narrow,

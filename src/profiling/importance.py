@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..plugin.calibration import InducingHeads
 from ..plugin.edits import Edit, OutputProbe
-from ..plugin.errors import CalibrationError
+from ..plugin.errors import CalibrationError, UnsupportedModelError
 from .direct import Direct, Edits
 from .job import Job, Sums, rounded
 
@@ -49,6 +49,7 @@ def inducing_heads(job: Job, examples: Sequence[Choice], *, scale: float = 20.0)
 
     Raises:
         CalibrationError: no examples, an empty prompt or answer, or a model that answers alike with every head.
+        UnsupportedModelError: no gradients can be taken through the model.
     """
     if not examples or any(not (e.prompt and e.right and e.wrong) for e in examples):
         raise CalibrationError("inducing heads need examples, each with a prompt, a right and a wrong answer of tokens")
@@ -76,6 +77,10 @@ def importance(seen: Mapping[str, Tensor], kind: Kind) -> Tensor:
 
 def effects(direct: Direct, examples: Sequence[Choice], kind: Kind) -> Sums:
     """Of one batch: every head's sum [layers, heads], the tokens that were read, and those of the answers."""
+    if direct.facts.no_gradients is not None:
+        raise UnsupportedModelError(
+            f"inducing heads need gradients through '{direct.facts.name}', but {direct.facts.no_gradients}"
+        )
     answers = [getattr(example, kind) for example in examples]
     with torch.enable_grad():
         found = _effects(direct, [example.prompt for example in examples], answers, [e.pictures for e in examples])

@@ -63,7 +63,7 @@ class LocoRESession(Session):
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         if step.reading:
             return {}
-        return {layer: [Reweight(self._reinforce)] for layer in self.method.layers}
+        return {layer: [Reweight(self._reinforce, headwise=True)] for layer in self.method.layers}
 
     def _reinforce(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
         settings = self.method.settings

@@ -68,7 +68,7 @@ class PAISession(Session):
             if rows is None:
                 return edits
         for layer in self.method.layers:
-            edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows))
+            edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows, headwise=True))
         return edits
 
     def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
