@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -571,6 +571,7 @@ class CGVLM(Reference):
     candidates: int = 50
     layers: Sequence[int] = ()
     seed: int | None = 0  # None: the image is left out
+    aside: Mapping[int, Sequence[int]] = field(default_factory=dict)  # image keys that get no bonus, by layer
 
     def spread(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
         """D [len(tokens) + 1] of runs without any change."""
@@ -607,7 +608,9 @@ class CGVLM(Reference):
             def boost(layer: int, logits: Tensor) -> Tensor:
                 out = logits.clone()
                 for row in opened if layer in self.layers else ():
-                    for key in image:
+                    for key in image.tolist():
+                        if key in self.aside.get(layer, ()):
+                            continue
                         out[0, :, row, key] += self.alpha * naive.logits[0, :, row, key].abs().mean()
                 return out
 

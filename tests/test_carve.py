@@ -441,7 +441,14 @@ def test_a_text_model() -> None:
         sightline.carve(case.model, SimpleNamespace(chat_template=None), picture(1), "Is it?")
 
 
-@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_a_model_without_image_tokens() -> None:
+    case = shared("mllama")
+    with pytest.raises(UnsupportedModelError) as caught:
+        sightline.carve(case.model, Processor(case), picture(1), "Is it?")
+    assert_message(caught.value, "carve", "cross-attention")
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "idefics3", "instructblip"])
 def test_a_grid_that_is_not_known(family: str) -> None:
     """Tiles and line ends: no order of cells that we know."""
     case = shared(family)

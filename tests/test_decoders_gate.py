@@ -7,6 +7,7 @@ import weakref
 import naive
 import pytest
 import sightline
+import tiny
 import torch
 from conftest import NEW, calibration, entry, generate, prompts, shared
 from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError
@@ -62,6 +63,30 @@ def test_a_gate_that_is_always_open_boosts_every_row() -> None:
     for i, answer in enumerate(ours.tokens.tolist()):
         expected = reference(naive.of(case.model), case.row(inputs, i), answer[:-1])
         torch.testing.assert_close(ours.scores[i].double(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llava_gqa", "qwen2_vl"])
+def test_secondary_sinks_get_no_bonus(family: str) -> None:
+    """Image tokens along the first token, in the layers where the calibration says that it is a sink; none elsewhere."""
+    case = shared(family)
+    inputs, cosine = prompts(case, "padded"), 0.15
+    known = calibration(case)
+    known["sink"] = {**known["sink"], "first": [1], "secondary": {"visual": 1.0, "text": 0.0}, "cosine": cosine}
+    with sightline.attach(case.model, config(threshold=-1.0), calibration=known, **OPTIONS):
+        ours = generate(case.model, inputs)
+    with sightline.attach(case.model, config(threshold=-1.0, skip_secondary=False), calibration=known, **OPTIONS):
+        boosted = generate(case.model, inputs)
+    for i, answer in enumerate(ours.tokens.tolist()):
+        row = case.row(inputs, i)
+        with torch.no_grad():
+            states = case.model(**row, output_hidden_states=True).hidden_states[1][0].double()
+        along = [abs(float(x @ states[0] / x.norm() / states[0].norm())) > cosine for x in states]
+        sinks = [j for j, one in enumerate(along) if one and row["input_ids"][0, j] == tiny.IMAGE]
+        assert 0 < len(sinks) < int((row["input_ids"] == tiny.IMAGE).sum())
+        reference = naive.CGVLM(threshold=-1.0, layers=[1, 2], aside={1: sinks})
+        expected = reference(naive.of(case.model), row, answer[:-1])
+        torch.testing.assert_close(ours.scores[i].double(), expected, atol=1e-3, rtol=1e-3)
+    assert (ours.scores[:, 0] - boosted.scores[:, 0]).abs().amax() > 0.01
 
 
 def test_what_runs_ahead_is_freed_with_the_cache() -> None:

@@ -20,12 +20,14 @@ Ours: empty text is the prompt without its question, the template stays; a Q-For
 smallest and the largest value of the picture, and are drawn for each picture alike; `picture: none` takes the image
 out instead. The gate opens per row (the mean over a batch of one in the release) and, as in the release, runs without
 any boost: its keys are those of a model that was never boosted, apart from the caller's, and attention methods act on
-the answering pass alone. The four runs are one batched pass behind the prompt.
+the answering pass alone. The four runs are one batched pass behind the prompt. Secondary sinks get no bonus where the
+calibration lists them (`plugin/secondary.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,6 +38,7 @@ from ..plugin.edits import Edit, Reweight, Rows, log_weights
 from ..plugin.layout import Layout, Step
 from ..plugin.method import ModelFacts, Settings
 from ..plugin.registry import register_decoder
+from ..plugin.secondary import Boostable, SkipSecondary
 from . import prompts
 from .branch import Branch, Rewrite
 from .decoder import Contrast, Decoder
@@ -49,6 +52,7 @@ class CGVLMSettings(Settings):
     layers: list[int] | None = Field(None, min_length=1, description="boosted; default: 5 to 18 of 32 in proportion")
     picture: Literal["random", "none"] = Field("random", description="the masked image: random pixels, or left out")
     seed: int = Field(0, description="of the random pixels")
+    skip_secondary: SkipSecondary = True
 
 
 @register_decoder("cgvlm")
@@ -83,6 +87,7 @@ class CGVLMContrast(Contrast):
         self.branch = Branch((self._masked(text=True), self._masked(image=True), self._masked(text=True, image=True)))
         self.spread = torch.zeros(layout.batch, 1)  # D of the pass [B, T]
         self.open = self.spread > 0
+        self.boostable = Boostable(layout, decoder.facts, decoder.layers, decoder.settings.skip_secondary)
         self.memory = {"opened": layout.ids.new_zeros(layout.batch)}  # how often it was
 
     def _masked(self, text: bool = False, image: bool = False) -> Rewrite:
@@ -110,15 +115,17 @@ class CGVLMContrast(Contrast):
         self.memory = {"opened": opened + self.open.sum(-1).to(opened)}
 
     def watch(self, step: Step) -> dict[int, list[Edit]]:
-        count, rows = self.open.shape[1], step.count
+        edits, count, rows = self.boostable.probes(step), self.open.shape[1], step.count
         last = step.start + rows >= self.layout.length
         if not last or not bool(self.open.any()):
-            return {}
-        boost = Reweight(self._boost, Rows(rows - count, rows, self.open))
-        return {layer: [boost] for layer in self.decoder.layers}
+            return edits
+        for layer in self.decoder.layers:
+            boost = Reweight(partial(self._boost, layer), Rows(rows - count, rows, self.open))
+            edits.setdefault(layer, []).append(boost)
+        return edits
 
-    def _boost(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        image = self.layout.image[:, keys].to(logits.device)[:, None, None]
+    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+        image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
         count = image.shape[-1]
         boosted = log_weights(weights)  # as the methods before left them; a key that is masked out stays so
         seen = image & (weights[..., :count] > 0)

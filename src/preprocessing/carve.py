@@ -80,6 +80,11 @@ class Carve(Preprocessor):
 
     def __init__(self, settings: CarveSettings, facts: ModelFacts):
         super().__init__(settings, facts)
+        if facts.across:
+            raise UnsupportedModelError(
+                f"carve looks at the attention on image tokens, and '{facts.name}' has none, it reads the image by"
+                " cross-attention: use a model of the LLaVA or Qwen-VL kind"
+            )
         first, last = (round(layer * facts.layers / 32) for layer in (20, 25))
         default = range(min(first, facts.layers - 1), min(last + 1, facts.layers))
         self.layers = facts.check_layers(settings.layers or default, "carve.layers")
