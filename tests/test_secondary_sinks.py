@@ -70,8 +70,8 @@ def shares(case: Case) -> Callable[[ref.Prompt], np.ndarray]:
     for prompt, row in zip(case.prompts, case.rows, strict=True):
         with torch.no_grad():
             seen = tower(row["pixel_values"].double(), output_attentions=True).attentions
-        span = np.zeros(prompt.length, dtype=bool)
-        local, summary = paint_groups(Row(prompt.length, span, prompt.image, [a.numpy() for a in seen]), 0.9)
+        known = Row(prompt.length, row["input_ids"][0].numpy(), ~prompt.image, prompt.image, [a.numpy() for a in seen])
+        local, summary = paint_groups(known, 0.9)
         found[id(prompt)] = 0.7 * local + 0.3 * summary
     return lambda prompt: found[id(prompt)]
 
