@@ -28,6 +28,8 @@ from conftest import METHODS, Answer, assert_message, calibration, entry, fits, 
 from safetensors.torch import load_file, save_file
 from sightline import UnsupportedModelError
 from sightline.benchmarks.evaluate import Place, evaluate, fingerprint
+from sightline.plugin.edits import Gain
+from sightline.plugin.shards import Shard
 from sightline.profiling.direct import Direct
 from sightline.profiling.importance import Choice, effects
 from torch import nn
@@ -202,6 +204,7 @@ def main(rank: int, folder: Path) -> None:
     notes["refusals"] = refusals(folder) | {
         "a gradient": refusal(lambda: gradient(model)),
         "inducing heads": refusal(lambda: gradients(models["llama"])),
+        "learned gates": refusal(lambda: Shard(0, 4, None).edit(Gain(torch.ones(1, 8, requires_grad=True)))),
         "sgrs": refusal(lambda: attach(model, CASES["llava_gqa-sgrs"])),
         "an evaluation": refusal(lambda: evaluate(None, model, None, {}, folder, place=Place(rank, PROCESSES))),
     }
@@ -285,6 +288,7 @@ REASONS = {
     "a gradient": ("gradient", "torch.no_grad()"),
     "inducing heads": ("inducing heads", "gradients", "device_map"),
     "sgrs": ("sgrs", "gradients", "device_map"),
+    "learned gates": ("gradient", "torch.no_grad()"),
     "an evaluation": ("2 processes", "device 'auto'"),
 }
 

@@ -38,15 +38,12 @@ class Shard:
 
     def cut(self, values: Tensor, dim: int) -> Tensor:
         """The part of values of all heads; values that are the same for all heads (size 1) as they are."""
+        _check_gradient(values)
         return values if values.shape[dim] == 1 else values.narrow(dim, self.first, self.count)
 
     def gather(self, values: Tensor, dim: int) -> Tensor:
-        """Values of all heads, from those at hand. Raises UnsupportedModelError for values that have a gradient."""
-        if values.requires_grad:
-            raise UnsupportedModelError(
-                "the model is spread over processes by its heads, and what compares heads has no gradient there: run it"
-                " under torch.no_grad(), or in one process"
-            )
+        """Values of all heads, from those at hand."""
+        _check_gradient(values)
         values = values.contiguous()
         parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size(self.group))]
         torch.distributed.all_gather(parts, values, group=self.group)
@@ -85,6 +82,15 @@ class Shard:
 
     def _changed(self, change: Callable[[Tensor, Tensor, slice], Tensor]) -> Callable[[Tensor, Tensor, slice], Tensor]:
         return lambda weights, logits, keys: self.cut(change(self.gather(weights, 1), self.gather(logits, 1), keys), 1)
+
+
+def _check_gradient(values: Tensor) -> None:
+    """Raises UnsupportedModelError for values that have a gradient: it would be that of the heads at hand alone."""
+    if values.requires_grad:
+        raise UnsupportedModelError(
+            "the model is spread over processes by its heads, and what is done to them has no gradient there: run it under"
+            " torch.no_grad(), or in one process"
+        )
 
 
 def find_shard(model: nn.Module, layers: Sequence[nn.Module], heads: int, key_heads: int) -> Shard | None:

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from ..plugin.attention import merge
 from ..plugin.edits import Edit
+from ..plugin.errors import UnsupportedModelError
 from ..plugin.host import HOST, Host
 from ..plugin.method import Method, ModelFacts
 from ..plugin.wrapper import observe
@@ -43,6 +44,13 @@ class Direct:
     def _without_methods(self, facts: ModelFacts) -> dict[str, Method]:
         self.facts = facts
         return {}
+
+    def need_gradients(self, what: str) -> None:
+        """Raises UnsupportedModelError where no gradients can be taken through the model."""
+        if self.facts.no_gradients is not None:
+            raise UnsupportedModelError(
+                f"{what} need gradients through '{self.facts.name}', but {self.facts.no_gradients}"
+            )
 
     def __call__(self, edits: Edits, ids: Tensor, *, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
         """Logits [B, q, vocabulary] of one pass over token ids [B, q] under `edits`.

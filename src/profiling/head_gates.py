@@ -60,6 +60,7 @@ def head_gates(job: Job, examples: Sequence[Choice], *, steps: int = STEPS, pull
         )
     fitted: dict[str, Tensor] = {}
     with Direct(job.model) as direct:
+        direct.need_gradients("head gates")
         for number, (name, sign) in enumerate(FITS):
             begin = fitted.get("free", torch.full((job.facts.layers, job.facts.heads), BEGIN))
             fitted[name] = _fit(job, direct, examples, name, begin, sign * pull, steps, steps * number)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..plugin.calibration import InducingHeads
 from ..plugin.edits import Edit, OutputProbe
-from ..plugin.errors import CalibrationError, UnsupportedModelError
+from ..plugin.errors import CalibrationError
 from .direct import Direct, Edits
 from .job import Job, Sums, rounded
 
@@ -77,10 +77,7 @@ def importance(seen: Mapping[str, Tensor], kind: Kind) -> Tensor:
 
 def effects(direct: Direct, examples: Sequence[Choice], kind: Kind) -> Sums:
     """Of one batch: every head's sum [layers, heads], the tokens that were read, and those of the answers."""
-    if direct.facts.no_gradients is not None:
-        raise UnsupportedModelError(
-            f"inducing heads need gradients through '{direct.facts.name}', but {direct.facts.no_gradients}"
-        )
+    direct.need_gradients("inducing heads")
     answers = [getattr(example, kind) for example in examples]
     with torch.enable_grad():
         found = _effects(direct, [example.prompt for example in examples], answers, [e.pictures for e in examples])
