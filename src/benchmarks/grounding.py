@@ -7,8 +7,8 @@ rule). Its signals are the columns of `Plug.trace` at the word's first token, wh
 judged by its AUROC, hallucinated against true, with a 95 % bootstrap interval over scenes. Hallucinations pile up at the
 end of a caption, so place in the caption is a signal, too, and the AUROC among mentions of one place is given besides.
 
-What is chosen is chosen on calibration scenes: the sign of each signal, the heads whose look at the image tells most,
-the branch whose contrast does, and the threshold of `--explain`, where the true positive rate exceeds the false one
+What is chosen is chosen on calibration scenes: the sign of each signal, the calibrated heads whose look at the image
+tells most (all heads are there to compare with: they cost more), the branch whose contrast does, and the threshold of `--explain`, where the true positive rate exceeds the false one
 most (Youden). Test scenes are for the report. The combinations were stated beforehand: the sum of standard scores (mean
 and deviation of the calibration scenes) of entropy and the look at the image, and of these two and the contrast.
 
@@ -194,7 +194,7 @@ def study(calibration: Cases, test: Cases) -> dict[str, Any]:
     def merit(name: str) -> float:
         return calibration.auroc(scales[name](calibration.of(name))).value
 
-    look = max((f"image, {heads}" for heads in RUNS), key=merit)
+    look = max((f"image, {heads}" for heads in RUNS if heads != "all"), key=merit)
     contrast = max((f"contrast, {branch}" for branch in BRANCHES.values()), key=merit)
     sums: dict[str, tuple[str, ...]] = {name: (name,) for name in scales}
     sums[f"{ENTROPY} + {look}"] = pair = (ENTROPY, look)
@@ -263,7 +263,7 @@ def with_section(known: Calibration, model: Any, result: Mapping[str, Any]) -> C
     from .. import attach
 
     with attach(model, {}, calibration=known, trace={"heads": result["heads"]}) as plug:
-        heads = None if result["heads"] == "all" else [list(head) for head in plug.traced_heads]
+        heads = [list(head) for head in plug.traced_heads]
     counts = result["cases"]["calibration"]
     section = {
         "heads": heads,

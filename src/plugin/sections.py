@@ -148,9 +148,7 @@ class FocusHeads(Fact):
 class Grounding(Fact):
     """How the trace of a word tells whether the picture holds what it names (`sightline generate --explain`)."""
 
-    heads: list[tuple[int, int]] | None = Field(
-        default=None, min_length=1, description="(layer, query head) whose attention is averaged; none: all"
-    )
+    heads: list[tuple[int, int]] = Field(min_length=1, description="(layer, query head) whose attention is averaged")
     weights: dict[Signal, float] = Field(
         min_length=1, description="a word's score: the sum of these times the columns of the trace at its first token"
     )

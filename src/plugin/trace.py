@@ -18,6 +18,7 @@ Beams cost no more than other rows: the table follows each final answer back thr
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..decoders import rules
@@ -38,6 +39,7 @@ from .method import ModelFacts, Settings
 from .validation import describe
 from .words import characters
 
+ROOM = 256  # answer tokens by which the groups grow
 MASSES = ("image", "query", "prompt", "output")
 Section = Literal["image_heads", "visual_heads", "concept_heads", "retrieval_heads"]
 SECTIONS: tuple[Section, ...] = ("image_heads", "visual_heads", "concept_heads", "retrieval_heads")
@@ -49,9 +51,13 @@ class TraceSettings(Settings):
     heads: Literal["auto", "all"] | Section | list[Head] = Field(
         default="auto",
         description="whose attention is averaged: a calibration section, [layer, head] pairs, or all; auto: the heads of"
-        " the section grounding, else of the first that has scores among " + ", ".join(SECTIONS) + ", else all",
+        " the section grounding, else of the first that has scores among " + ", ".join(SECTIONS) + ", else all heads of"
+        " layers that are spread evenly",
     )
-    count: int = Field(default=8, gt=0, description="how many heads of a section, by score")
+    count: int = Field(default=8, gt=0, description="how many heads of a section at most, by score")
+    layers: int = Field(
+        default=2, gt=0, description="layers that they lie in, the strongest ones: each costs some kernels per token"
+    )
     maps: bool = Field(default=False, description="keep the attention on every image token, for `Plug.image_maps`")
 
     @classmethod
@@ -79,18 +85,23 @@ def traced_heads(settings: TraceSettings, facts: ModelFacts) -> tuple[Head, ...]
         return facts.check_heads(chosen, "trace.heads")
     if chosen == "auto":
         if known is not None and known.grounding is not None:
-            return every if known.grounding.heads is None else tuple(known.grounding.heads)
+            return tuple(known.grounding.heads)
         scored = (name for name in SECTIONS if getattr(getattr(known, name, None), "scores", None) is not None)
         section = next(scored, None)
     else:
         section = None if chosen == "all" else chosen
+    layers = min(settings.layers, facts.layers)
     if section is None:
-        return every
+        spread = {(2 * part + 1) * facts.layers // (2 * layers) for part in range(layers)}
+        return every if chosen == "all" else tuple(head for head in every if head[0] in spread)
     scores = facts.need(section, "trace", "option").scores
     if scores is None:
         raise CalibrationError(f"trace: the calibration's section '{section}' has no head scores: choose other heads")
-    count = min(settings.count, facts.layers * facts.heads) if chosen == "auto" else settings.count
-    return best_heads(scores, count, facts, "trace.count")
+    count = min(settings.count, layers * facts.heads)
+    strength = [sum(sorted(row)[-math.ceil(count / layers) :]) for row in scores]
+    strongest = sorted(range(facts.layers), key=lambda layer: -strength[layer])[:layers]
+    eligible = [row if layer in strongest else [-math.inf] * facts.heads for layer, row in enumerate(scores)]
+    return best_heads(eligible, count, facts, "trace.count")
 
 
 class Tracer:
@@ -185,7 +196,10 @@ class Tracer:
 
 @dataclass(frozen=True)
 class Look:
-    """One pass: masses [R, 4], entropy [R], divergence [R] and attention on prompt tokens [R, n] of its last row."""
+    """The last row of one pass: masses [R, 4] and attention on prompt tokens [R, n], both summed over heads, entropy
+
+    [R, 1] and divergence [R].
+    """
 
     masses: Tensor
     entropy: Tensor
@@ -198,11 +212,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Choice:
-    """What could follow one pass: tokens [G, c] of each group of beams, and their log p and log p - log p' [G, b, c]."""
+    """What could follow one pass: tokens [G, c] of each group of beams, and their log p and log p' [G, b, c]."""
 
     tokens: Tensor
-    logprob: Tensor
-    contrast: Tensor | None
+    base: Tensor
+    weak: Tensor | None
 
     def cpu(self) -> Choice:
         return Choice(*(None if part is None else part.cpu() for part in vars(self).values()))  # type: ignore[arg-type]
@@ -215,8 +229,10 @@ class Record:
         self._layers, self._heads, self._beams, self._maps = layers, heads, beams, maps
         self.open = True
         self._layout: Layout | None = None
-        self._groups = torch.empty(0)  # which prompt tokens are image, query and neither [R, n, 3]
-        self._seen: dict[tuple[int, int, int], Tensor] = {}  # weights [R, K] of the pass under way, summed over heads
+        self._groups = torch.empty(0)  # which tokens are image, query, rest of the prompt and answer [R, n + room, 4]
+        self._seen: dict[
+            tuple[int, int], Tensor
+        ] = {}  # summed weights [R, K] of the pass under way, by first key and K
         self._log: tuple[Tensor, Tensor | None] | None = None  # log p and log p' [R, V] of the last pass
         self._looks: list[Look] = []
         self._choices: list[Choice] = []
@@ -236,7 +252,7 @@ class Record:
             raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
         self._layout = layout
         rest = ~(layout.image | layout.query)
-        self._groups = torch.stack([layout.image, layout.query, rest], dim=-1).float()
+        self._groups = torch.stack([layout.image, layout.query, rest, torch.zeros_like(rest)], dim=-1).float()
 
     def check(self) -> None:
         """Raises LayoutError where a call goes on from a cache that an earlier one has filled."""
@@ -259,7 +275,7 @@ class Record:
         heads = self._layers[layer] = self._layers[layer].to(weights.device)
         row = weights[:, :, -1].detach()  # a decoder may keep the graph of a pass
         looked = row.sum(1) if len(heads) == row.shape[1] else row[:, heads].sum(1)
-        place = keys.start, keys.stop, looked.shape[1]  # sliding layers see other keys than full ones
+        place = keys.start, looked.shape[1]  # sliding layers see other keys than full ones
         before = self._seen.get(place)
         self._seen[place] = looked if before is None else before + looked.to(before.device)
 
@@ -268,26 +284,31 @@ class Record:
         base = logits.detach().float().log_softmax(-1)
         other = None if weak is None else weak.detach().to(base.device).float().log_softmax(-1)
         self._log = base, other
-        masses, prompt = self._masses()
         divergence = None if other is None else rules.divergence(base, other)
-        self._looks.append(Look(masses, rules.entropy(base)[..., 0], divergence, prompt if self._maps else None))
-
-    def _masses(self) -> tuple[Tensor, Tensor]:
-        """Masses [R, 4] and the attention on prompt tokens [R, n] of the pass that ended."""
-        total: Tensor | None = None
-        prompt: Tensor | None = None
-        for (start, stop, _), weights in self._seen.items():
-            groups = self._groups = self._groups.to(weights.device)
-            inside = weights[:, : stop - start]
-            parts = torch.bmm(inside[:, None], groups[:, start:stop])[:, 0]
-            masses = torch.cat([parts, weights[:, stop - start :].sum(-1, keepdim=True)], dim=-1)
-            padded = nn.functional.pad(inside, (start, groups.shape[1] - stop))
-            total = masses if total is None else total + masses.to(total.device)
-            prompt = padded if prompt is None else prompt + padded.to(prompt.device)
+        prompt = self._prompt() if self._maps else None
+        self._looks.append(Look(self._masses(), rules.entropy(base), divergence, prompt))
         self._seen.clear()
-        assert total is not None
-        assert prompt is not None
-        return total / self._heads, prompt / self._heads
+
+    def _masses(self) -> Tensor:
+        """Masses [R, 4] of the pass that ended, summed over heads."""
+        parts = []
+        for (start, count), weights in self._seen.items():
+            room = start + count - self._groups.shape[1]
+            if room > 0:
+                answer = self._groups.new_tensor([0.0, 0, 0, 1]).expand(len(self._groups), room + ROOM, 4)
+                self._groups = torch.cat([self._groups, answer], dim=1)
+            groups = self._groups = self._groups.to(weights.device)
+            parts.append(torch.bmm(weights[:, None], groups[:, start : start + count])[:, 0])
+        return parts[0] if len(parts) == 1 else torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
+
+    def _prompt(self) -> Tensor:
+        """The attention on prompt tokens [R, n] of the pass that ended, summed over heads."""
+        assert self._layout is not None
+        total = torch.zeros_like(self._layout.ids, dtype=torch.float32)
+        for (start, count), weights in self._seen.items():
+            stop = max(start, min(start + count, self._layout.length))
+            total[:, start:stop] += weights[:, : stop - start].to(total.device)
+        return total
 
     def choose(self, ids: Tensor) -> None:
         """Behind the choice that follows a pass: the sequences that it leaves [G * c, length]."""
@@ -303,7 +324,7 @@ class Record:
         index = chosen[:, None].expand(-1, self._beams, -1)
         ours = base.view(len(chosen), self._beams, -1).gather(-1, index)
         theirs = None if weak is None else weak.view(len(chosen), self._beams, -1).gather(-1, index)
-        self._choices.append(Choice(chosen, ours, None if theirs is None else ours - theirs))
+        self._choices.append(Choice(chosen, ours, theirs))
 
     def finish(self, sequences: Tensor, beams: Tensor | None, ends: Any, pad: int | None) -> None:
         """`generate` has returned these sequences [rows, prompt + T], taken from these beams [rows, T]."""
@@ -346,11 +367,11 @@ class Record:
                     "position": position,
                     "token": token,
                     "text": texts[position],
-                    **dict(zip(MASSES, look.masses[beam].tolist(), strict=True)),
+                    **dict(zip(MASSES, (look.masses[beam] / self._heads).tolist(), strict=True)),
                     "entropy": float(look.entropy[beam]),
-                    "probability": float(choice.logprob[place].exp()),
+                    "probability": float(choice.base[place].exp()),
                     "divergence": None if look.divergence is None else float(look.divergence[beam]),
-                    "contrast": None if choice.contrast is None else float(choice.contrast[place]),
+                    "contrast": None if choice.weak is None else float(choice.base[place] - choice.weak[place]),
                 }
             )
         return rows
@@ -364,7 +385,9 @@ class Record:
             places = self._layout.image[beams[0]].nonzero()[:, 0] if beams else torch.empty(0, dtype=torch.long)
             looks = [look.prompt[beam] for look, beam in zip(self._looks, beams, strict=False)]  # type: ignore[index]
             maps.append(
-                torch.stack(looks)[:, places.to(looks[0].device)].cpu() if looks else torch.empty(0, len(places))
+                torch.stack(looks)[:, places.to(looks[0].device)].cpu() / self._heads
+                if looks
+                else torch.empty(0, len(places))
             )
         return maps
 
