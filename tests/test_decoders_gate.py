@@ -89,6 +89,26 @@ def test_secondary_sinks_get_no_bonus(family: str) -> None:
     assert (ours.scores[:, 0] - boosted.scores[:, 0]).abs().amax() > 0.01
 
 
+def test_what_runs_ahead_follows_the_beams() -> None:
+    """Two beams of one prompt that said different things; the second one wins and goes on in both."""
+    case = shared("llava_gqa")
+    row = prompts(case, "one")
+    inputs = {key: value.repeat(2, *[1] * (value.ndim - 1)) for key, value in row.items()}
+    mask = inputs["attention_mask"]
+    with sightline.attach(case.model, config(), **OPTIONS) as plug, torch.no_grad():
+        cache = case.model(**inputs, use_cache=True).past_key_values
+        for tokens in ([40, 120], [77, 77]):
+            mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+            case.model(input_ids=torch.tensor(tokens)[:, None], attention_mask=mask, past_key_values=cache)
+            if tokens[0] != tokens[1]:
+                cache.reorder_cache(torch.tensor([1, 1]))
+        spread = plug.report()["cgvlm"]["spread"]
+    model = naive.of(case.model)
+    expected, other = (float(naive.CGVLM().spread(model, row, [first, 77])[-1]) for first in (120, 40))
+    assert spread == pytest.approx([expected, expected], rel=1e-3)
+    assert abs(other / expected - 1) > 0.01
+
+
 def test_what_runs_ahead_is_freed_with_the_cache() -> None:
     case = shared("llava_gqa")
     with sightline.attach(case.model, config(), **OPTIONS) as plug:
