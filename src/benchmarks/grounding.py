@@ -8,8 +8,8 @@ judged by its AUROC, hallucinated against true, with a 95 % bootstrap interval o
 end of a caption, so place in the caption is a signal, too, and the AUROC among mentions of one place is given besides.
 
 What is chosen is chosen on calibration scenes: the sign of each signal, the calibrated heads whose look at the image
-tells most (all heads are there to compare with: they cost more), the branch whose contrast does, and the threshold of `--explain`, where the true positive rate exceeds the false one
-most (Youden). Test scenes are for the report. The combinations were stated beforehand: the sum of standard scores (mean
+tells most (all heads are there to compare with: they cost more), the branch whose contrast does, and the threshold of
+`--explain`, where the true positive rate exceeds the false one most (Youden). Test scenes are for the report. The combinations were stated beforehand: the sum of standard scores (mean
 and deviation of the calibration scenes) of entropy and the look at the image, and of these two and the contrast.
 
 Four runs record everything: four sets of heads, and beside them three branches, combined with the model at a strength

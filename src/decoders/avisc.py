@@ -69,8 +69,7 @@ class AvisCContrast(Contrast):
     def watch(self, step: Step) -> dict[int, list[Edit]]:
         if not step.reading:
             return {}
-        positions = torch.arange(self.layout.length, device=self.layout.ids.device)
-        rows = step.rows(positions.expand_as(self.layout.ids) == self.layout.last[:, None])
+        rows = step.rows(self.layout.last_token)
         if rows is None:
             return {}
         layers = range(self.decoder.facts.layers)

@@ -16,12 +16,12 @@ configuration's default); text masked is the same picture with empty text, image
 pixels. The release runs InstructBLIP only, one prompt at a time, and its image range [1, 33) is one off; where its
 attention hook fails, as it does with newer transformers, it goes on without the boost. Here the image is where it is.
 
-Ours: empty text is the prompt without its question, the template stays; a Q-Former that reads the question hears nothing. The random pixels have a seed, lie between the
-smallest and the largest value of the picture, and are drawn for each picture alike; `picture: none` takes the image
-out instead. The gate opens per row (the mean over a batch of one in the release) and, as in the release, runs without
-any boost: its keys are those of a model that was never boosted, apart from the caller's, and attention methods act on
-the answering pass alone. The four runs are one batched pass behind the prompt. Secondary sinks get no bonus where the
-calibration lists them (`plugin/secondary.py`).
+Ours: empty text is the prompt without its question, the template stays; a Q-Former that reads the question hears
+nothing. The random pixels have a seed, lie between the smallest and the largest value of the picture, and are drawn for
+each picture alike; `picture: none` takes the image out instead. The gate opens per row (the mean over a batch of one in
+the release) and, as in the release, runs without any boost: its keys are those of a model that was never boosted, apart
+from the caller's, and attention methods act on the answering pass alone. The four runs are one batched pass behind the
+prompt. Secondary sinks get no bonus where the calibration lists them (`plugin/secondary.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.edits import Edit, Reweight, Rows, log_weights
+from ..plugin.edits import Edit, Reweight, Rows, boosted
 from ..plugin.layout import Layout, Step
 from ..plugin.method import ModelFacts, Settings
 from ..plugin.registry import register_decoder
@@ -126,12 +126,8 @@ class CGVLMContrast(Contrast):
 
     def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
         image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
-        count = image.shape[-1]
-        boosted = log_weights(weights)  # as the methods before left them; a key that is masked out stays so
-        seen = image & (weights[..., :count] > 0)
-        bonus = self.decoder.settings.alpha * logits[..., :count].abs().mean(1, keepdim=True)
-        boosted[..., :count] += bonus.masked_fill(~seen, 0)
-        return boosted.softmax(-1)
+        bonus = self.decoder.settings.alpha * logits[..., : image.shape[-1]].abs().mean(1, keepdim=True)
+        return boosted(weights, bonus, image)
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         return base

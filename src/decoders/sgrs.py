@@ -109,8 +109,7 @@ class SGRSContrast(Contrast):
     def watch(self, step: Step) -> dict[int, list[Edit]]:
         rows = None
         if step.reading:
-            positions = torch.arange(self.layout.length, device=self.layout.ids.device)
-            rows = step.rows((positions == self.layout.length - 1).expand_as(self.layout.ids))
+            rows = step.rows(self.layout.last_token)
             if rows is None:
                 return {}
         return {layer: [Reweight(partial(self._see, layer), rows)] for layer in self.decoder.layers}

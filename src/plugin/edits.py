@@ -216,3 +216,13 @@ def log_weights(weights: Tensor) -> Tensor:
         return weights.log()
     masked = weights == 0
     return weights.masked_fill(masked, 1).log().masked_fill(masked, -torch.inf)
+
+
+def boosted(weights: Tensor, bonus: Tensor, where: Tensor) -> Tensor:
+    """Weights [B, H, R, K] after `bonus` was added to the logits of the first keys where `where` (both broadcast to
+
+    [B, H, R, n]); a key that is masked out stays so.
+    """
+    logits, count = log_weights(weights), where.shape[-1]
+    logits[..., :count] += bonus.masked_fill(~(where & (weights[..., :count] > 0)), 0)
+    return logits.softmax(-1)

@@ -234,9 +234,8 @@ class Host:
 
 def _check_loading(model: nn.Module) -> None:
     """Refuse a model that is not in memory, or whose attention was loaded with a kernel that takes no edits."""
-    offloaded = hasattr(model, "hf_device_map") or hasattr(
-        model, "_hf_hook"
-    )  # accelerate brings each weight when needed
+    # accelerate brings each weight when needed
+    offloaded = hasattr(model, "hf_device_map") or hasattr(model, "_hf_hook")
     if not offloaded and any(p.is_meta for p in model.parameters()):
         raise UnsupportedModelError(
             "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"

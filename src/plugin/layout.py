@@ -43,6 +43,21 @@ class Layout:
         return _last(self.valid)
 
     @cached_property
+    def first_token(self) -> Tensor:
+        """Each row's first valid token [B, n]."""
+        return self.valid & (self.valid.cumsum(-1) == 1)
+
+    @cached_property
+    def last_token(self) -> Tensor:
+        """Each row's last valid token [B, n], at `last`."""
+        return torch.arange(self.length, device=self.ids.device) == self.last[:, None]
+
+    def require_left_padding(self) -> None:
+        """Raises LayoutError where rows end at different places."""
+        if bool((self.last < self.length - 1).any()):
+            raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
+
+    @cached_property
     def after_image(self) -> Tensor:
         """Valid tokens behind the row's last image token [B, n]; none where a row has no image."""
         positions = torch.arange(self.length, device=self.ids.device)

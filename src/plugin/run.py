@@ -178,8 +178,8 @@ class Runner:
         """Read a prompt: fix the layout, open the sessions, run the passes that they need."""
         self.run = None
         layout = self._layout(kwargs)
-        if self.decoder is not None and bool((layout.last < layout.length - 1).any()):
-            raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
+        if self.decoder is not None:
+            layout.require_left_padding()
         contrast = None if self.decoder is None else self.decoder.start(layout, self.scoring)
         record = self._record
         if record is not None:
@@ -267,8 +267,7 @@ class Runner:
         """
         assert self.run is not None
         layout, length = self.run.layout, self.run.layout.length
-        if bool((layout.last < length - 1).any()):
-            raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
+        layout.require_left_padding()
         padding = {"attention_mask": layout.valid.long()}  # the model prepares what each kind of layer and cache needs
         split = self._can_split(kwargs)
         if not split or any(session.whole_prompt for session in self.run.sessions):

@@ -44,7 +44,7 @@ class Boostable:
         self.layout = layout
         self.cosine = ALIGNED if sink is None or sink.cosine is None else sink.cosine
         self.layers = sorted({*layers} & {*(sink.first or ())}) if listed and sink is not None else []
-        self._first = layout.valid & (layout.valid.cumsum(-1) == 1)
+        self._first = layout.first_token
         self._state: dict[int, Tensor] = {}  # the first token's [B, hidden], by layer
         self._masks: dict[int, Tensor] = {}
 

@@ -248,8 +248,7 @@ class Record:
             raise LayoutError(
                 "this call of generate reads more than one prompt, which cannot be traced: leave trace out"
             )
-        if bool((layout.last < layout.length - 1).any()):
-            raise LayoutError("the prompt is padded on the right, so its rows end at different places: pad on the left")
+        layout.require_left_padding()
         self._layout = layout
         rest = ~(layout.image | layout.query)
         self._groups = torch.stack([layout.image, layout.query, rest, torch.zeros_like(rest)], dim=-1).float()

@@ -152,8 +152,7 @@ class _Gaze(Session):
         edits: dict[int, list[Edit]] = {}
         rows: Rows | None = Rows(0, 1, torch.ones_like(self.layout.valid[:, :1]))
         if step.reading:
-            places = torch.arange(self.layout.length, device=self.layout.ids.device)
-            rows = step.rows(places == self.layout.last[:, None])
+            rows = step.rows(self.layout.last_token)
         layers = self.method.layers
         if rows is not None:
             edits = {layer: [WeightProbe(partial(self._see, layer == layers[0]), rows)] for layer in layers}

@@ -109,8 +109,7 @@ class Looks(Session):
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         if step.reading:
-            places = torch.arange(self.layout.length, device=self.layout.ids.device)
-            rows = step.rows(places == self.layout.last[:, None])
+            rows = step.rows(self.layout.last_token)
         else:
             rows = Step(self.layout, 0, 1).rows(torch.ones_like(self.layout.valid))
         if rows is None:

@@ -60,8 +60,7 @@ class GazeSession(Session):
             return {}
         asked = self.layout.query
         compared = asked | torch.nn.functional.pad(asked[:, 1:], (0, 1))  # the first row has one before it
-        places = torch.arange(self.layout.length, device=asked.device)
-        asking, last = step.rows(compared), step.rows(places == self.layout.last[:, None])
+        asking, last = step.rows(compared), step.rows(self.layout.last_token)
         edits: dict[int, list[Edit]] = {layer: [] for layer in range(self.layers)}
         for layer, probes in edits.items():
             if asking is not None:

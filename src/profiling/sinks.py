@@ -178,7 +178,7 @@ class _Tokens(Session):
         self.layout, self.layers, self.dims = layout, layers, dims
         self.phi = torch.zeros(len(layers), 3, BINS)
         self.aligned = torch.zeros(len(layers), 3)
-        first = layout.valid & (layout.valid.int().cumsum(-1) == 1)
+        first = layout.first_token
         self.kinds = torch.stack([first, layout.image & ~first, layout.valid & ~layout.image & ~first]).cpu()
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:

@@ -27,7 +27,6 @@ from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session, Settings
 from ..registry import register
 from ..sections import BoxHeads
-from .zerotuning import first_token
 
 NOBODY = 1e-6  # mass of all other keys below which there is nobody to share with
 
@@ -66,7 +65,7 @@ class OCRSink(Method):
 class OCRSinkSession(Session):
     def __init__(self, method: OCRSink, layout: Layout):
         self.method = method
-        self.group = first_token(layout)[:, :, None].float()  # [B, n, 1]
+        self.group = layout.first_token[:, :, None].float()  # [B, n, 1]
         self.plan: dict[int, list[Edit]] = {layer: [self._share(heads)] for layer, heads in method.masks.items()}
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:

@@ -20,7 +20,7 @@ from functools import partial
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import Edit, Reweight, log_weights
+from ..edits import Edit, Reweight, boosted
 from ..guard import Guard, GuardSettings
 from ..layout import Layout, Step
 from ..method import Method, ModelFacts, Session
@@ -63,8 +63,7 @@ class PAISession(Session):
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         edits, rows = self.boostable.probes(step), None
         if step.reading:
-            positions = self.layout.ids.new_ones(self.layout.ids.shape).cumsum(-1) - 1
-            rows = step.rows(positions == self.layout.last[:, None])
+            rows = step.rows(self.layout.last_token)
             if rows is None:
                 return edits
         for layer in self.method.layers:
@@ -73,9 +72,5 @@ class PAISession(Session):
 
     def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
         image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
-        count = image.shape[-1]
-        # From the weights as the methods before left them; a key that is masked out stays so.
-        boosted = log_weights(weights)
-        seen = image & (weights[..., :count] > 0) & self.method.guard.within(logits, self.layout, keys)
-        boosted[..., :count] += (self.method.settings.alpha * logits[..., :count].abs()).masked_fill(~seen, 0)
-        return boosted.softmax(-1)
+        bonus = self.method.settings.alpha * logits[..., : image.shape[-1]].abs()
+        return boosted(weights, bonus, image & self.method.guard.within(logits, self.layout, keys))

@@ -33,7 +33,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..edits import Edit, Reweight, log_weights
+from ..edits import Edit, Reweight, boosted
 from ..errors import LayoutError, UnsupportedModelError
 from ..guard import Guard, GuardSettings
 from ..layout import Layout, Step
@@ -94,8 +94,7 @@ class PAINTSession(Session):
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         edits, rows = self.boostable.probes(step), None
         if step.reading:
-            positions = torch.arange(self.layout.length, device=self.layout.ids.device)
-            rows = step.rows(positions == self.layout.last[:, None])
+            rows = step.rows(self.layout.last_token)
             if rows is None:
                 return edits
         for layer in self.method.layers:
@@ -110,13 +109,9 @@ class PAINTSession(Session):
             share = torch.where(summary, settings.beta, torch.where(local, settings.alpha, 0.0))
             self.share = on_prompt(share, self.layout)
         share = self.share[:, keys].to(logits)[:, None, None]
-        count = share.shape[-1]
-        # From the weights as the methods before left them; a key that is masked out stays so.
-        boosted = log_weights(weights)
-        seen = self.boostable[layer][:, keys].to(logits.device)[:, None, None] & (weights[..., :count] > 0)
-        seen = seen & self.method.guard.within(logits, self.layout, keys)
-        boosted[..., :count] += (share * logits[..., :count].abs()).masked_fill(~seen, 0)
-        return boosted.softmax(-1)
+        image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
+        bonus = share * logits[..., : share.shape[-1]].abs()
+        return boosted(weights, bonus, image & self.method.guard.within(logits, self.layout, keys))
 
     def report(self) -> dict[str, Any]:
         """boosted: number of image tokens per row whose logits are raised, secondary sinks among them."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..edits import Bias, Edit
 from ..layout import Layout, Step
@@ -67,7 +66,7 @@ class ZeroTuning(Method):
 
 class ZeroTuningSession(Session):
     def __init__(self, method: ZeroTuning, layout: Layout):
-        first = first_token(layout)[:, None]
+        first = layout.first_token[:, None]
         self.plan: dict[int, list[Edit]] = {}
         for layer, gains in enumerate(method.gains):
             if bool((gains != 1).any()):
@@ -75,8 +74,3 @@ class ZeroTuningSession(Session):
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         return self.plan
-
-
-def first_token(layout: Layout) -> Tensor:
-    """Mask [B, n] of each row's first valid token."""
-    return layout.valid & (layout.valid.cumsum(-1) == 1)
