@@ -22,8 +22,8 @@ from PIL import Image
 from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError, cli, testbed
 from sightline.plugin.grid import Grid
 from sightline.plugin.grounding import word_table
+from sightline.plugin.record import spelled
 from sightline.plugin.sections import Grounding
-from sightline.plugin.trace import spelled
 from sightline.plugin.words import content_spans
 from sightline.profiling.explain import contact_sheet, heated, marked
 from test_conformance import MODES

@@ -16,7 +16,7 @@ from .attention import Plan, merge
 from .errors import LayoutError
 from .layout import Layout, Step
 from .method import Session
-from .trace import Record
+from .record import Record
 
 
 class Run:

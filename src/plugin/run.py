@@ -20,7 +20,8 @@ from .graph import keeping_graph
 from .host import ENCODED, Host
 from .layout import Layout, QueryFinder, Step, read_layout
 from .method import Method
-from .trace import Record, Tracer
+from .record import Record
+from .trace import Tracer
 
 POSITIONED = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids", "cache_position")
 
