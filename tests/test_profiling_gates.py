@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from sightline.profiling.data import Example, Region
 from sightline.profiling.direct import Direct
 from sightline.profiling.importance import Choice
 from sightline.profiling.job import Job, Partial
+from transformers.utils.quantization_config import QuantizationMethod
 
 HELPS, HARMS = (3, 1), (2, 6)  # of different key heads
 TARGET = 123
@@ -149,11 +149,18 @@ def test_gates_refuse(tmp_path: Path) -> None:
     for examples in ([], [Choice([], [1], [2])], [Choice([1], [], [2])]):
         with pytest.raises(CalibrationError, match="need examples"):
             gates.head_gates(work_on(model, tmp_path), examples)
-    work = work_on(model, tmp_path)
-    work.model = SimpleNamespace(is_quantized=True)
+    model = tiny.fresh("llama").model
+    model.quantization_method = QuantizationMethod.GPTQ
     with pytest.raises(UnsupportedModelError) as caught:
-        gates.head_gates(work, EXAMPLES)
-    assert_message(caught.value, "gradients", "quantised")
+        gates.head_gates(work_on(model, tmp_path), EXAMPLES)
+    assert_message(caught.value, "head gates", "gradients", "gptq", "load")
+
+
+def test_a_gguf_file_is_read_into_plain_weights(tmp_path: Path) -> None:
+    model = tiny.fresh("llama").model
+    plain = gates.head_gates(work_on(model, tmp_path), EXAMPLES, steps=2)
+    model.quantization_method, model.is_quantized = QuantizationMethod.GGUF, True  # as transformers leaves it
+    assert gates.head_gates(work_on(model, tmp_path), EXAMPLES, steps=2) == plain
 
 
 # --- Head Pursuit, arXiv 2510.21518 ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plugin.edits import Gain
-from ..plugin.errors import CalibrationError, UnsupportedModelError
+from ..plugin.errors import CalibrationError
 from ..plugin.sections import HeadGates
 from .direct import Direct, Edits
 from .importance import Choice, answer_losses
@@ -54,10 +54,6 @@ def head_gates(job: Job, examples: Sequence[Choice], *, steps: int = STEPS, pull
     """
     if not examples or any(not (one.prompt and one.right) for one in examples):
         raise CalibrationError("head gates need examples, each with a prompt and a right answer of tokens")
-    if getattr(job.model, "is_quantized", False) or hasattr(job.model, "_orig_mod"):
-        raise UnsupportedModelError(
-            "head gates are fitted by gradients, which a quantised or compiled model does not give"
-        )
     fitted: dict[str, Tensor] = {}
     with Direct(job.model) as direct:
         direct.need_gradients("head gates")
