@@ -437,6 +437,20 @@ def test_summary_in_a_few_words() -> None:
     shown_file = file([[0.1, 0.9], [0.2, 0.3]], gaze={"saliency_layers": [0], "enhanced_layers": [0, 1], "alpha": 2})
     assert maps.summary(shown_file.retrieval_heads).startswith("top 0-1 (0.9), 1-1 (0.3)")  # type: ignore[arg-type]
     assert maps.summary(shown_file.gaze) == "saliency layers 0; enhanced layers 0, 1; alpha 2.0"  # type: ignore[arg-type]
+    worded = file(
+        [[0.1, 0.9], [0.2, 0.3]], word_heads={"scores": [[0.1, 0.2], [0.7, 0.3]], "words": ["ox", "cat", "elk"]}
+    )
+    assert maps.summary(worded.word_heads) == "words ox, cat, elk; top 1-0 (0.7), 1-1 (0.3), 0-1 (0.2)"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "calibration").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_summary_of_every_shipped_section(path: Path) -> None:
+    known = Calibration.load(path)
+    facts = [fact for _, fact in known if isinstance(fact, Fact)]
+    assert facts
+    assert all(maps.summary(fact) for fact in facts)
 
 
 def test_picture_of_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,8 @@ def _short(value: object) -> str:
         return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
     if not isinstance(value, list):
         return str(value)
-    if len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
+    numbers = all(isinstance(item, int) for item in value)
+    if numbers and len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
         return f"{value[0]}-{value[-1]}"
     shown = [f"{item[0]}-{item[1]}" if isinstance(item, tuple) else str(item) for item in value[:8]]
     return ", ".join(shown) + (", ..." if len(value) > 8 else "") if shown else "none"
