@@ -153,7 +153,7 @@ def test_gates_refuse(tmp_path: Path) -> None:
     model.quantization_method = QuantizationMethod.GPTQ
     with pytest.raises(UnsupportedModelError) as caught:
         gates.head_gates(work_on(model, tmp_path), EXAMPLES)
-    assert_message(caught.value, "head gates", "gradients", "gptq", "load")
+    assert_message(caught.value, "head gates", "gradients", "quantised", "gptq", "load")
 
 
 def test_a_gguf_file_is_read_into_plain_weights(tmp_path: Path) -> None:

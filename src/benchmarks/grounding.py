@@ -9,8 +9,9 @@ end of a caption, so place in the caption is a signal, too, and the AUROC among 
 
 What is chosen is chosen on calibration scenes: the sign of each signal, the calibrated heads whose look at the image
 tells most (all heads are there to compare with: they cost more), the branch whose contrast does, and the threshold of
-`--explain`, where the true positive rate exceeds the false one most (Youden). Test scenes are for the report. The combinations were stated beforehand: the sum of standard scores (mean
-and deviation of the calibration scenes) of entropy and the look at the image, and of these two and the contrast.
+`--explain`, where the true positive rate exceeds the false one most (Youden). Test scenes are for the report. The
+combinations were stated beforehand: the sum of standard scores (mean and deviation of the calibration scenes) of entropy
+and the look at the image, and of these two and the contrast.
 
 Four runs record everything: four sets of heads, and beside them three branches, combined with the model at a strength
 that leaves its choices alone. Writes `grounding.md` and `.json` into the folder, and the section `grounding` into the

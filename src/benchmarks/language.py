@@ -66,8 +66,8 @@ def run(
     """Ask every set, plain and under every configuration; `plain` comes first.
 
     Prompts whose replies and texts are alike in length share a batch. A configuration skips sets without the passage that
-    it looks for. `attach` stands in for `sightline.attach`; `advance` is called with the name of the run
-    after each batch, `calls(...)` times.
+    it looks for. `attach` stands in for `sightline.attach`; `advance` is called with the name of the run after each
+    batch, `calls(...)` times.
 
     Raises:
         SightlineError: a configuration does not fit the model.

@@ -219,9 +219,10 @@ def log_weights(weights: Tensor) -> Tensor:
 
 
 def boosted(weights: Tensor, bonus: Tensor, where: Tensor) -> Tensor:
-    """Weights [B, H, R, K] after `bonus` was added to the logits of the first keys where `where` (both broadcast to
+    """Weights [B, H, R, K] after `bonus` was added to the logits of the first n keys, where `where` holds.
 
-    [B, H, R, n]); a key that is masked out stays so.
+    Both broadcast to [B, H, R, n]. The logits are those of the weights as the methods before left them; a key that is
+    masked out stays so.
     """
     logits, count = log_weights(weights), where.shape[-1]
     logits[..., :count] += bonus.masked_fill(~(where & (weights[..., :count] > 0)), 0)

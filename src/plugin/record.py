@@ -1,6 +1,6 @@
-"""One traced call of `generate`: what its passes show, what is chosen behind each, and the table that comes of it
+"""One traced call of `generate`: what its passes show, what is chosen behind each, and the table that comes of it.
 
-(`trace.py` says what its columns mean).
+What the table's columns mean: `trace.py`.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ class Record:
         self.open = True
         self._layout: Layout | None = None
         self._groups = torch.empty(0)  # which tokens are image, query, rest of the prompt and answer [R, n + room, 4]
-        self._seen: dict[
-            tuple[int, int], Tensor
-        ] = {}  # summed weights [R, K] of the pass under way, by first key and K
+        # Of the pass under way: summed weights [R, K], by first key and K.
+        self._seen: dict[tuple[int, int], Tensor] = {}
         self._log: tuple[Tensor, Tensor | None] | None = None  # log p and log p' [R, V] of the last pass
         self._looks: list[Look] = []
         self._choices: list[Choice] = []

@@ -1,6 +1,7 @@
-"""The registries of methods, of decoders and of preprocessors. A file registers what it holds; the listing, the YAML
+"""The registries of methods, of decoders and of preprocessors.
 
-schema, the README's table and the conformance matrix read it from here.
+A file registers what it holds; the listing, the YAML schema, the README's table and the conformance matrix read it from
+here.
 """
 
 from __future__ import annotations
