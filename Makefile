@@ -16,10 +16,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV)/types && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p sightline
-	$(BIN)/python -m sightline.docs --check
+	$(BIN)/python -m sightline.cli.docs --check
 
 docs: install
-	$(BIN)/python -m sightline.docs
+	$(BIN)/python -m sightline.cli.docs
 
 install: $(STAMP)
 

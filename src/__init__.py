@@ -10,13 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .decoders.score import Score, score
-    from .plugin.calibration import Calibration
-    from .plugin.config import Config
-    from .plugin.emphasis import unmark
-    from .plugin.errors import CalibrationError, ConfigError, LayoutError, SightlineError, UnsupportedModelError
-    from .plugin.registry import methods
-    from .plugin.wrapper import Plug, attach, unwrap, wrap
+    from .common.errors import CalibrationError, ConfigError, LayoutError, SightlineError, UnsupportedModelError
+    from .plugin.attach import Plug, attach, unwrap, wrap
+    from .plugin.calibration.files import Calibration
+    from .plugin.config import Config, methods
+    from .plugin.methods.emphasis import unmark
+    from .plugin.reading.score import Score, score
     from .preprocessing.carve import Carving, carve, carve_all, carved_inputs
 
 __version__ = "0.1.0"
@@ -43,13 +42,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Plug", "attach", "unwrap", "wrap"), "plugin.wrapper"),
-    **dict.fromkeys((n for n in __all__ if n.endswith("Error")), "plugin.errors"),
-    "Calibration": "plugin.calibration",
+    **dict.fromkeys(("Plug", "attach", "unwrap", "wrap"), "plugin.attach"),
+    **dict.fromkeys((n for n in __all__ if n.endswith("Error")), "common.errors"),
+    "Calibration": "plugin.calibration.files",
     "Config": "plugin.config",
-    "methods": "plugin.registry",
-    "unmark": "plugin.emphasis",
-    **dict.fromkeys(("Score", "score"), "decoders.score"),
+    "methods": "plugin.config",
+    "unmark": "plugin.methods.emphasis",
+    **dict.fromkeys(("Score", "score"), "plugin.reading.score"),
     **dict.fromkeys(("Carving", "carve", "carve_all", "carved_inputs"), "preprocessing.carve"),
 }
 

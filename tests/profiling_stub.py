@@ -12,8 +12,8 @@ from typing import Any
 import tiny
 import torch
 from PIL import Image
-from sightline.plugin.host import Host
-from sightline.profiling.data import Example
+from sightline.models.samples import Example
+from sightline.plugin.core.host import Host
 from sightline.profiling.job import Job, Partial
 from transformers import BatchFeature
 

@@ -15,12 +15,12 @@ import sightline
 import torch
 from PIL import Image
 from sightline.benchmarks import demo as demos
-from sightline.benchmarks import report
-from sightline.benchmarks.files import read_suite, write_text
-from sightline.benchmarks.pope import SPLITS
-from sightline.benchmarks.run import calls, results, run
-from sightline.benchmarks.tasks import scene_tasks
-from sightline.plugin.errors import ConfigError, SightlineError
+from sightline.benchmarks.public.pope import SPLITS
+from sightline.benchmarks.report import page as report
+from sightline.benchmarks.runner.run import calls, results, run
+from sightline.benchmarks.runner.tasks import scene_tasks
+from sightline.common.errors import ConfigError, SightlineError
+from sightline.common.files import read_suite, write_text
 from transformers import BatchFeature
 
 WORLD = ["dog", "cat", "bus", "cup", "fork", "sink"]

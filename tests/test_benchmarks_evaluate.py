@@ -22,17 +22,18 @@ import torch
 import typer
 from PIL import Image
 from sightline import testbed
-from sightline.benchmarks import suite
-from sightline.benchmarks.asking import ask, batch_inputs
-from sightline.benchmarks.command import command
-from sightline.benchmarks.evaluate import Place, Settings, evaluate, fingerprint, named, score_answers
-from sightline.benchmarks.run import results, run
-from sightline.benchmarks.store import Store, StoreError, batches
-from sightline.benchmarks.suite import Benchmark, Sample, Source
-from sightline.benchmarks.tables import markdown, terminal
-from sightline.benchmarks.tasks import scene_tasks
-from sightline.benchmarks.textqa import Choosing, Means
-from sightline.plugin.errors import ConfigError, SightlineError
+from sightline.benchmarks.public.textqa import Choosing, Means
+from sightline.benchmarks.runner import suite
+from sightline.benchmarks.runner.evaluate import Place, Settings, evaluate, fingerprint, named, score_answers
+from sightline.benchmarks.runner.run import results, run
+from sightline.benchmarks.runner.store import Store, StoreError, batches
+from sightline.benchmarks.runner.suite import Benchmark, Source
+from sightline.benchmarks.runner.tables import markdown, terminal
+from sightline.benchmarks.runner.tasks import scene_tasks
+from sightline.cli.benchmarks import command
+from sightline.common.errors import ConfigError, SightlineError
+from sightline.models.prompting import ask, batch_inputs
+from sightline.models.samples import Sample
 from typer.testing import CliRunner
 
 ONE = Settings(batch=1)
@@ -192,7 +193,7 @@ def test_torchrun_is_killed_and_resumed(embedded: tuple[Any, Any], tmp_path: Pat
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     asked = ["eval", "chair", "--model", "embedded", "--data", "testbed", "--limit", "8", "--batch", "1"]
     asked += ["--max-new-tokens", "9", "--threads", "1", "--out", str(tmp_path), "--json", str(tmp_path / "copy.json")]
-    started = [*launch, "-m", "sightline.benchmarks.command", *asked]
+    started = [*launch, "-m", "sightline.cli.benchmarks", *asked]
     files = [tmp_path / "plain" / f"rank-{rank}.jsonl" for rank in (0, 1)]
     with subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         until = time.monotonic() + 120

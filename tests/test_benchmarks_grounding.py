@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from sightline import Calibration, testbed
-from sightline.benchmarks import grounding
-from sightline.benchmarks.chair import chair
-from sightline.benchmarks.grounding import BRANCHES, RUNS, Cases, marks, report, study, token_at, with_section, youden
-from sightline.benchmarks.tasks import scene_vocabulary
-from sightline.plugin.grounding import score
+from sightline.benchmarks.public.chair import chair
+from sightline.benchmarks.runner.tasks import scene_vocabulary
+from sightline.plugin.tracing.grounding import score
+
+from studies import grounding
+from studies.grounding import BRANCHES, RUNS, Cases, marks, report, study, token_at, with_section, youden
 
 
 def cases(seed: int, informative: dict[str, float], scenes: int = 40, each: int = 3) -> Cases:

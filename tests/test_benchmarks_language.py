@@ -14,10 +14,12 @@ import pytest
 import tiny
 import torch
 import typer
-from sightline.benchmarks import conflicts, copies, instructions, language, language_report
-from sightline.benchmarks.conflicts import SPLITS, Fact, Prompt, choices, facts, mention, normalise, says
-from sightline.benchmarks.language_sets import ChoiceSet, ReplySet, best_option, closed_book_set, question_sets, some
+from sightline.profiling.data import conflicts
+from sightline.profiling.data.conflicts import SPLITS, Fact, Prompt, choices, facts, mention, normalise, says
 from typer.testing import CliRunner
+
+from studies import copies, instructions, language, language_report
+from studies.language_sets import ChoiceSet, ReplySet, best_option, closed_book_set, question_sets, some
 
 EVERY_FACT = [fact for split in SPLITS for fact in facts(split)]
 EVERY_INSTRUCTION = [item for split in SPLITS for item in instructions.instructions(split)]
@@ -429,7 +431,7 @@ def test_the_page_shows_scores_in_percent_and_dashes_where_a_run_was_not_asked()
 def _measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str) -> Any:
     tokenizer = Tokenizer()
     model = tiny.fresh("llama").model
-    monkeypatch.setattr("sightline.benchmarks.loading.load_model", lambda name: (model, tokenizer))
+    monkeypatch.setattr("sightline.models.loading.load_model", lambda name: (model, tokenizer))
     suite = tmp_path / "suite.yaml"
     suite.write_text('nothing: {}\n"empty | too": {methods: []}\n')
     app = typer.Typer()
@@ -448,7 +450,7 @@ def test_the_command_writes_tables_results_and_answers(monkeypatch: pytest.Monke
     assert plain["scores"] == same["scores"]
     assert same["differences"]["copies"]["all"]["exact"] == {"value": 0.0, "interval": [0.0, 0.0], "p": 1.0}
     assert set(result["hashes"]) == {"model", "questions", "suite", "calibration"}
-    assert result["command"].startswith("python -m sightline.benchmarks.language")
+    assert result["command"].startswith("python -m studies.language")
     page = files["page.md"].read_text()
     blocks = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
     assert len(blocks) == len(language_report.PARTS) + 3  # the summary, copies and instructions by form

@@ -8,9 +8,10 @@ import pytest
 import tokenizers
 import torch
 import transformers as tf
-from sightline.benchmarks import language
-from sightline.benchmarks.conflicts import SPLITS, facts, normalise, says
-from sightline.benchmarks.premises import SKIPPED, Premise, cloze_verdict, of, open_verdict, premises
+from sightline.profiling.data.conflicts import SPLITS, facts, normalise, says
+from sightline.profiling.data.premises import SKIPPED, Premise, cloze_verdict, of, open_verdict, premises
+
+from studies import language
 
 EVERY = [premise for split in SPLITS for premise in premises(split)]
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sightline.benchmarks import coco, photos, suite
-from sightline.benchmarks.pope import SPLITS
-from sightline.benchmarks.readers import DataError, Notes, check_sums, read_csv, read_json, read_lines
-from sightline.plugin.errors import ConfigError
+from sightline.benchmarks.public import coco
+from sightline.benchmarks.public.pope import SPLITS
+from sightline.benchmarks.runner import suite
+from sightline.common.errors import ConfigError
+from sightline.common.readers import DataError, Notes, check_sums, read_csv, read_json, read_lines
+
+from studies import photos
 
 Write = Any
 

@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sightline import cli
-from sightline.benchmarks import folders, report
-from sightline.benchmarks.captions import ChairBenchmark
-from sightline.benchmarks.cards import PLAIN, RIGHT, WRONG, pieces
-from sightline.benchmarks.chair import Vocabulary
-from sightline.benchmarks.evaluate import ANSWERS, merge
-from sightline.benchmarks.files import write_json
-from sightline.benchmarks.object_questions import Entry, PopeBenchmark
-from sightline.benchmarks.pictures import SIDES, show
-from sightline.benchmarks.readers import DataError, Notes
-from sightline.benchmarks.run import Run
-from sightline.benchmarks.store import Store, StoreError
-from sightline.benchmarks.suite import Sample
-from sightline.plugin.errors import SightlineError
+from sightline.benchmarks.public.captions import ChairBenchmark
+from sightline.benchmarks.public.chair import Vocabulary
+from sightline.benchmarks.public.object_questions import Entry, PopeBenchmark
+from sightline.benchmarks.report import folders
+from sightline.benchmarks.report import page as report
+from sightline.benchmarks.report.cards import PLAIN, RIGHT, WRONG, pieces
+from sightline.benchmarks.report.pictures import SIDES, show
+from sightline.benchmarks.runner.evaluate import ANSWERS, merge
+from sightline.benchmarks.runner.run import Run
+from sightline.benchmarks.runner.store import Store, StoreError
+from sightline.cli import main as cli
+from sightline.common.errors import SightlineError
+from sightline.common.files import write_json
+from sightline.common.readers import DataError, Notes
+from sightline.models.samples import Sample
 
 WORDS = ["dog", "cat", "bus", "fork"]
 HOSTILE = "</script><script>alert(1)</script> & 'dog' \u2028 <img src=x> <!-- </script "

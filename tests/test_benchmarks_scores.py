@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sightline.benchmarks import amber, coco, hallusion, mme, textqa
-from sightline.benchmarks.chair import Mention, Vocabulary, chair, plurals
-from sightline.benchmarks.mmhal import ratings
-from sightline.benchmarks.pope import SPLITS, Mean, Question, build, parse, pope, rows, statistics
-from sightline.benchmarks.readers import DataError
-from sightline.benchmarks.stats import Auroc, Blend, Ratio, difference, interval, mcnemar, spearman
-from sightline.benchmarks.yesno import says
+from sightline.benchmarks.public import amber, coco, hallusion, mme, textqa
+from sightline.benchmarks.public.chair import Mention, Vocabulary, chair, plurals
+from sightline.benchmarks.public.mmhal import ratings
+from sightline.benchmarks.public.pope import SPLITS, Mean, Question, build, parse, pope, rows, statistics
+from sightline.benchmarks.public.yesno import says
+from sightline.common.readers import DataError
+from sightline.common.statistics import Auroc, Blend, Ratio, difference, interval, mcnemar, spearman
 
 NAMES = ["dog", "hot dog", "cat", "knife", "person", "dining table", "bus", "mouse", "pizza", "bear", "glasses", "cup"]
 SYNONYMS = {"puppy": "dog", "kitten": "cat", "man": "person", "table": "dining table", "glass": "cup"}

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import sightline
 import torch
-from sightline.benchmarks import shapes, speed
-from sightline.plugin.errors import ConfigError, SightlineError
+from sightline.benchmarks.speed import bench as speed
+from sightline.benchmarks.speed import shapes
+from sightline.common.errors import ConfigError, SightlineError
 
 
 @pytest.fixture

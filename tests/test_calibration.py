@@ -12,7 +12,7 @@ import sightline
 import yaml
 from conftest import assert_message, calibration, entry, generate, prompts, shared
 from sightline import Calibration, CalibrationError
-from sightline.plugin.calibration import FOLDER, find_shipped, json_schema, own_file, shipped
+from sightline.plugin.calibration.files import FOLDER, find_shipped, json_schema, own_file, shipped
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "calibration").glob("*.yaml"))

@@ -19,15 +19,17 @@ import tiny
 import torch
 from conftest import METHODS, Snapshot, assert_message, calibration, entry, shared
 from PIL import Image
-from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError, cli
-from sightline.benchmarks.carving import fit
-from sightline.plugin.grid import Grid
-from sightline.plugin.method import ModelFacts
+from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError
+from sightline.cli import main as cli
+from sightline.plugin.core.method import ModelFacts
+from sightline.plugin.tracing.grid import Grid
+from sightline.plugin.tracing.heat import stretched
 from sightline.preprocessing.carve import Carve, CarveSettings
 from sightline.preprocessing.regions import bounds, drawn, refined, regions_of, strongest
-from sightline.profiling.heat import stretched
 from test_cli import fails
 from transformers import BatchFeature
+
+from studies.carving import fit
 
 Array = npt.NDArray[np.float64]
 FAMILIES = ["llava_gqa", "qwen2_vl", "internvl", "gemma3"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline import cli
 from sightline.benchmarks import demo as demos
+from sightline.cli import main as cli
 from test_benchmarks_demo import Model, suite, testbed  # noqa: F401  (fixtures)
 
 Capture = pytest.CaptureFixture[str]
@@ -164,7 +164,7 @@ def test_help_and_version(capsys: Capture) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from sightline.cli import main; main(['--help']);"
+        "import sys; from sightline.cli.main import main; main(['--help']);"
         "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

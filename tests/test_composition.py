@@ -10,13 +10,24 @@ import pytest
 import sightline
 import torch
 from conftest import METHODS, assert_message, calibration, entry, fits, generate, prompts, shared
-from sightline.docs import composition_page
+from sightline.cli.docs import composition_page
+from sightline.common.errors import ConfigError
+from sightline.plugin.branches.decoder import DECODERS
 from sightline.plugin.composition import exclusion, order_matters
 from sightline.plugin.config import Config
-from sightline.plugin.edits import Add, Bias, Edit, Gain, InputProbe, Mass, OutputProbe, Reweight, Shift, WeightProbe
-from sightline.plugin.errors import ConfigError
-from sightline.plugin.layout import Step
-from sightline.plugin.registry import DECODERS
+from sightline.plugin.core.edits import (
+    Add,
+    Bias,
+    Edit,
+    Gain,
+    InputProbe,
+    Mass,
+    OutputProbe,
+    Reweight,
+    Shift,
+    WeightProbe,
+)
+from sightline.plugin.core.layout import Step
 
 FAMILY = "llava_gqa"
 EDITS: dict[str, tuple[type, ...]] = {

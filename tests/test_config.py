@@ -10,7 +10,7 @@ import sightline
 import yaml
 from conftest import METHODS, assert_message, calibration, entry, generate, prompts, shared
 from sightline import Config, ConfigError
-from sightline.plugin.registry import register
+from sightline.plugin.core.registry import register
 
 
 def write(folder: Path, text: str, name: str = "sightline.yaml") -> Path:

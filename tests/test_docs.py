@@ -10,8 +10,8 @@ import pytest
 import sightline
 import tiny
 import torch
-from sightline.docs import method_table, updated
-from sightline.plugin import registry
+from sightline.cli.docs import method_table, updated
+from sightline.plugin.core import registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,9 +56,9 @@ def test_template_method_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> N
 
 def _image_mass(case: tiny.TinyCase, inputs: dict[str, torch.Tensor], factor: float) -> torch.Tensor:
     """Attention mass on the image, last prompt row of layer 0: [B, H]."""
-    from sightline.plugin.edits import Rows, WeightProbe
-    from sightline.plugin.layout import Layout, Step
-    from sightline.plugin.method import Method, Session, Settings
+    from sightline.plugin.core.edits import Rows, WeightProbe
+    from sightline.plugin.core.layout import Layout, Step
+    from sightline.plugin.core.method import Method, Session, Settings
 
     seen: list[torch.Tensor] = []
 

@@ -8,10 +8,10 @@ import pytest
 import sightline
 import torch
 from conftest import assert_message, calibration, entry, generate, prompts, shared
-from sightline.plugin.edits import own_key
-from sightline.plugin.errors import ConfigError
-from sightline.plugin.guard import Guard, GuardSettings
-from sightline.plugin.layout import read_layout
+from sightline.common.errors import ConfigError
+from sightline.plugin.core.edits import own_key
+from sightline.plugin.core.layout import read_layout
+from sightline.plugin.methods.guard import Guard, GuardSettings
 
 BOOSTS = ["pai", "paint"]
 TOKENS = 6

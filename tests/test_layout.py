@@ -12,8 +12,8 @@ import torch
 import transformers as tf
 from conftest import calibration, entry, generate, prompts, shared
 from sightline import LayoutError, attach
-from sightline.plugin.layout import Layout, Step, TurnFinder, read_layout
-from sightline.plugin.words import content_words
+from sightline.plugin.core.layout import Layout, Step, TurnFinder, read_layout
+from sightline.plugin.tracing.words import content_words
 
 IMG, VID = 90, 91  # an image and a video token
 IMAGES = frozenset({IMG, VID})

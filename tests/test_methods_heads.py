@@ -11,8 +11,8 @@ import tiny
 import torch
 from conftest import assert_message, calibration, generate, prompts, shared
 from sightline import CalibrationError, ConfigError, SightlineError
-from sightline.decoders.heads import random_heads
-from sightline.plugin.edits import Gain, Rows
+from sightline.plugin.branches.heads import random_heads
+from sightline.plugin.core.edits import Gain, Rows
 from test_methods_more import (
     BOUND,
     EVERY,

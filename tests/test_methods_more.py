@@ -26,9 +26,9 @@ import torch
 import transformers as tf
 from conftest import assert_message, calibration, entry, generate, prompts, shared
 from sightline import CalibrationError, ConfigError, LayoutError, SightlineError, UnsupportedModelError
-from sightline.plugin.edits import move
-from sightline.plugin.emphasis import unmark
-from sightline.plugin.method import ModelFacts
+from sightline.plugin.core.edits import move
+from sightline.plugin.core.method import ModelFacts
+from sightline.plugin.methods.emphasis import unmark
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -346,7 +346,7 @@ def test_a_mass_too_small_to_lift_stays() -> None:
 def test_a_layers_mean_needs_the_prompt_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     case = shared("llava")
     config = {"methods": [{"spotlight": {"span": "question", "scope": "layer", "target": 0.5}}]}
-    monkeypatch.setattr("sightline.plugin.attention.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("sightline.plugin.core.attention.CHUNK_ELEMENTS", 1000)
     with sightline.attach(case.model, config), pytest.raises(LayoutError) as caught:
         generate(case.model, prompts(case, "one"))
     assert_message(caught.value, "scope: layer", "scope: row")

@@ -13,8 +13,8 @@ import torch
 from conftest import SETTINGS, calibration, generate, prompts, shared
 from naive import SETUPS
 from sightline import CalibrationError, ConfigError, SightlineError, UnsupportedModelError
-from sightline.decoders.heads import best_heads, random_heads
-from sightline.plugin.method import ModelFacts
+from sightline.plugin.branches.heads import best_heads, random_heads
+from sightline.plugin.core.method import ModelFacts
 from test_bad_input import refused
 
 OWN = [layer for layer in range(tiny.LAYERS + 3) if layer != tiny.ACROSS]

@@ -27,11 +27,11 @@ import torch
 from conftest import METHODS, Answer, assert_message, calibration, entry, fits, generate, prompts, shared
 from safetensors.torch import load_file, save_file
 from sightline import UnsupportedModelError
-from sightline.benchmarks.evaluate import Place, evaluate, fingerprint
-from sightline.plugin.edits import Gain
-from sightline.plugin.shards import Shard
-from sightline.profiling.direct import Direct
-from sightline.profiling.importance import Choice, effects
+from sightline.benchmarks.runner.evaluate import Place, evaluate, fingerprint
+from sightline.plugin.core.edits import Gain
+from sightline.plugin.core.shards import Shard
+from sightline.profiling.probes.direct import Direct
+from sightline.profiling.probes.importance import Choice, effects
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map

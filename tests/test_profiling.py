@@ -13,12 +13,12 @@ import tiny
 import torch
 from profiling_stub import LENGTHS, Processor, Row, eager, job, normalised, rows
 from sightline import CalibrationError, UnsupportedModelError
-from sightline.benchmarks.chair import Vocabulary
-from sightline.plugin.grid import Grid, grid
+from sightline.benchmarks.public.chair import Vocabulary
+from sightline.models.samples import Example, Region
+from sightline.plugin.calibration.sections import Sink, VisualHeads
 from sightline.plugin.methods.vhr import VHR, static_heads
-from sightline.plugin.sections import Sink, VisualHeads
-from sightline.profiling import box_heads, gaze, image_heads, naming, visual_heads
-from sightline.profiling.data import Example, Region
+from sightline.plugin.tracing.grid import Grid, grid
+from sightline.profiling.probes import box_heads, gaze, image_heads, naming, visual_heads
 
 
 @pytest.fixture(params=["llava", "llava_gqa"])

@@ -14,21 +14,23 @@ import torch
 from accelerate import dispatch_model
 from conftest import assert_message
 from profiling_stub import Processor, job, shown
-from sightline import Calibration, CalibrationError, ConfigError, SightlineError, cli
+from sightline import Calibration, CalibrationError, ConfigError, SightlineError
 from sightline.benchmarks.demo import demo
-from sightline.benchmarks.files import calibration_hash, write_text
-from sightline.benchmarks.loading import load_model
-from sightline.benchmarks.readers import Notes
-from sightline.plugin.calibration import FOLDER, own_file
-from sightline.plugin.host import Host
-from sightline.plugin.sections import Fact, RetrievalHeads
+from sightline.cli import main as cli
+from sightline.common.files import write_text
+from sightline.common.readers import Notes
+from sightline.models.loading import load_model
+from sightline.models.observe import Batch
+from sightline.plugin.calibration.files import FOLDER, calibration_hash, own_file
+from sightline.plugin.calibration.sections import Fact, RetrievalHeads
+from sightline.plugin.core.host import Host
 from sightline.profiling import calibrate as module
-from sightline.profiling import compare, maps, profiles
+from sightline.profiling import profiles
 from sightline.profiling.calibrate import calibrate, section_of
 from sightline.profiling.data import examples
 from sightline.profiling.job import Job, Partial
-from sightline.profiling.observe import Batch
-from sightline.profiling.replies import measure_replies
+from sightline.profiling.probes.replies import measure_replies
+from sightline.profiling.showing import compare, maps
 
 
 @pytest.fixture(autouse=True)
@@ -524,8 +526,8 @@ def test_mistakes(
 
 def test_the_bar_shows_the_stage_under_way() -> None:
     from rich.progress import TimeRemainingColumn
-    from sightline.benchmarks.demo import progress_bar
-    from sightline.profiling.command import _follow
+    from sightline.cli.profiling import _follow
+    from sightline.common.progress import progress_bar
 
     bar = progress_bar()
     assert any(isinstance(column, TimeRemainingColumn) for column in bar.columns)

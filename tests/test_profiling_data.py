@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from sightline import testbed
-from sightline.benchmarks.readers import DataError, Notes
-from sightline.profiling.data import PROMPT, Example, Region, examples, pages
+from sightline.common.readers import DataError, Notes
+from sightline.models.samples import Example, Region
+from sightline.profiling.data.examples import PROMPT, examples, pages
 
 
 def picture(path: Path, size: tuple[int, int] = (12, 8)) -> Path:

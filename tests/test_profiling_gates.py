@@ -13,14 +13,14 @@ import tiny
 import torch
 from conftest import assert_message, generate, prompts
 from profiling_stub import Processor, job
-from sightline.plugin.errors import CalibrationError, UnsupportedModelError
-from sightline.plugin.host import Host
-from sightline.profiling import head_gates as gates
-from sightline.profiling import word_heads as words
-from sightline.profiling.data import Example, Region
-from sightline.profiling.direct import Direct
-from sightline.profiling.importance import Choice
+from sightline.common.errors import CalibrationError, UnsupportedModelError
+from sightline.models.samples import Example, Region
+from sightline.plugin.core.host import Host
 from sightline.profiling.job import Job, Partial
+from sightline.profiling.probes import head_gates as gates
+from sightline.profiling.probes import word_heads as words
+from sightline.profiling.probes.direct import Direct
+from sightline.profiling.probes.importance import Choice
 from transformers.utils.quantization_config import QuantizationMethod
 
 HELPS, HARMS = (3, 1), (2, 6)  # of different key heads

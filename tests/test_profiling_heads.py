@@ -19,15 +19,19 @@ import tiny
 import tokenizers
 import torch
 import transformers as tf
-from sightline.benchmarks import conflicts, loading
-from sightline.plugin.calibration import Calibration
-from sightline.plugin.errors import CalibrationError
-from sightline.plugin.host import Host
-from sightline.plugin.sections import Sink
-from sightline.profiling import conflict, facts, importance, needles, retrieval, study, study_report, texts
-from sightline.profiling.direct import Direct, Reader
+from sightline.common.errors import CalibrationError
+from sightline.models import loading
+from sightline.plugin.calibration.files import Calibration
+from sightline.plugin.calibration.sections import Sink
+from sightline.plugin.core.host import Host
+from sightline.profiling.data import conflicts, facts, needles, texts
+from sightline.profiling.data.needles import NEEDLES, Needle
 from sightline.profiling.job import Job, Partial
-from sightline.profiling.needles import NEEDLES, Needle
+from sightline.profiling.probes import conflict, importance, retrieval
+from sightline.profiling.probes.direct import Direct, Reader
+
+from studies import heads as study
+from studies import heads_report as study_report
 
 TEMPLATE = (
     "{% for m in messages %}<turn>{{ m['role'] }} : {{ m['content'] }} {% endfor %}"

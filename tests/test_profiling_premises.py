@@ -12,12 +12,12 @@ import tiny
 import torch
 from conftest import assert_message
 from profiling_stub import Processor, job
-from sightline.benchmarks.premises import premises
-from sightline.plugin.errors import CalibrationError
-from sightline.profiling import premise_heads as module
-from sightline.profiling.direct import Direct
+from sightline.common.errors import CalibrationError
+from sightline.profiling.data.premises import premises
 from sightline.profiling.job import Job
-from sightline.profiling.premise_heads import Pair, counted, influences, masked, ranked, spelling, text_pairs
+from sightline.profiling.probes import premise_heads as module
+from sightline.profiling.probes.direct import Direct
+from sightline.profiling.probes.premise_heads import Pair, counted, influences, masked, ranked, spelling, text_pairs
 
 ROWS = [2, 3]
 CLEAN = [11, 40, 77, 90, 31, 66]

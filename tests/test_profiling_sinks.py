@@ -10,13 +10,13 @@ import pytest
 import tiny
 import torch
 from profiling_stub import Processor, job, normalised, rows
-from sightline.benchmarks.loading import load_model
-from sightline.benchmarks.readers import Notes
-from sightline.plugin.host import Host
-from sightline.profiling import sinks
+from sightline.common.readers import Notes
+from sightline.models.loading import load_model
+from sightline.models.observe import Batch
+from sightline.plugin.core.host import Host
 from sightline.profiling.data import examples
 from sightline.profiling.job import Job, Partial
-from sightline.profiling.observe import Batch
+from sightline.profiling.probes import sinks
 
 
 def plant(case: tiny.TinyCase, dims: dict[int, float], everywhere: dict[int, float]) -> None:

@@ -16,17 +16,19 @@ import torch
 import yaml
 from conftest import assert_message
 from PIL import Image
-from sightline import ConfigError, SightlineError, cli, testbed
-from sightline.benchmarks.chair import Chair
-from sightline.benchmarks.loading import load_model
-from sightline.benchmarks.stats import Ratio
+from sightline import ConfigError, SightlineError, testbed
+from sightline.benchmarks.public.chair import Chair
+from sightline.cli import main as cli
+from sightline.common.statistics import Ratio
+from sightline.models.loading import load_model
+from sightline.models.samples import Example, Region
 from sightline.plugin.config import Config
-from sightline.profiling.data import Example, Region
-from sightline.profiling.exam import Exam, Marks, exams
-from sightline.profiling.space import Space, spaces
-from sightline.profiling.tune import KEPT, PARTIAL, PLAIN, Guard, guards, save, tune
-from sightline.profiling.tune_tables import markdown
-from sightline.testbed.evaluate import answers
+from sightline.profiling.tuning.exam import Exam, Marks, exams
+from sightline.profiling.tuning.space import Space, spaces
+from sightline.profiling.tuning.tune import KEPT, PARTIAL, PLAIN, Guard, guards, save, tune
+from sightline.profiling.tuning.tune_tables import markdown
+
+from studies.testbed.evaluate import answers
 
 optuna = pytest.importorskip("optuna")
 

@@ -20,8 +20,8 @@ import transformers as tf
 from conftest import Snapshot, assert_message, calibration, entry, generate, prompts, shared
 from naive import SETUPS
 from sightline import ConfigError, LayoutError, UnsupportedModelError
-from sightline.plugin.grid import grid
-from sightline.profiling.direct import Direct
+from sightline.plugin.tracing.grid import grid
+from sightline.profiling.probes.direct import Direct
 from test_bad_input import refused
 
 BOTH = ["instructblip", "blip_2"]

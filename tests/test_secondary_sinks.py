@@ -17,10 +17,10 @@ import reference as ref
 import sightline
 import torch
 from conftest import calibration, entry, generate, prompts, shared
-from sightline.plugin.calibration import Calibration
-from sightline.plugin.layout import Layout, Step
-from sightline.plugin.method import ModelFacts
-from sightline.plugin.secondary import Boostable
+from sightline.plugin.calibration.files import Calibration
+from sightline.plugin.core.layout import Layout, Step
+from sightline.plugin.core.method import ModelFacts
+from sightline.plugin.methods.secondary import Boostable
 from test_methods_more import Row, paint_groups
 from test_reference import BOUND, PATCHES, Case, _compare, _model, _prompts, _sinks
 
@@ -145,7 +145,7 @@ def test_what_is_not_listed_changes_no_bit(name: str) -> None:
 
 def test_shipped_files_list_none() -> None:
     """Their models answer as before. A file that lists secondary sinks is to be a change that its README tells."""
-    from sightline.plugin.calibration import shipped
+    from sightline.plugin.calibration.files import shipped
 
     sinks = [known.sink for known in shipped().values() if known.sink is not None]
     assert not [sink for sink in sinks if sink.secondary is not None and sink.secondary.visual > 0]

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from sightline import testbed
-from sightline.testbed import evaluate as measure
-from sightline.testbed import packs, text
+from sightline.testbed import text
 from sightline.testbed.scenes import SIZE, SPLITS, scene_key
-from sightline.testbed.train import STAGES, Recipe, train
+
+from studies.testbed import evaluate as measure
+from studies.testbed import packs
+from studies.testbed.train import STAGES, Recipe, train
 
 COCO = set(
     re.split(

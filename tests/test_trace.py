@@ -19,13 +19,14 @@ import torch
 import transformers as tf
 from conftest import NEW, Answer, Snapshot, assert_message, calibration, entry, generate, prompts, shared
 from PIL import Image
-from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError, cli, testbed
-from sightline.plugin.grid import Grid
-from sightline.plugin.grounding import word_table
-from sightline.plugin.record import spelled
-from sightline.plugin.sections import Grounding
-from sightline.plugin.words import content_spans
-from sightline.profiling.explain import contact_sheet, heated, marked
+from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError, testbed
+from sightline.cli import main as cli
+from sightline.plugin.calibration.sections import Grounding
+from sightline.plugin.explain import contact_sheet, heated, marked
+from sightline.plugin.tracing.grid import Grid
+from sightline.plugin.tracing.grounding import word_table
+from sightline.plugin.tracing.record import spelled
+from sightline.plugin.tracing.words import content_spans
 from test_conformance import MODES
 
 HEADS = [[3, 2], [0, 5], [1, 0], [1, 7], [2, 3]]
@@ -507,7 +508,7 @@ def test_words_by_hand() -> None:
 
 
 def test_content_words_without_a_tagger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sightline.plugin.words.spacy_tagger", lambda: None)
+    monkeypatch.setattr("sightline.plugin.tracing.words.spacy_tagger", lambda: None)
     text = "There is also a hot dog, and it's on the man's table."
     assert [text[a:b] for a, b in content_spans(text)] == ["hot", "dog", "it's", "man's", "table"]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sightline.plugin.attention as engine
+import sightline.plugin.core.attention as engine
 import torch
-from sightline.plugin.edits import (
+from sightline.plugin.core.edits import (
     Bias,
     Edit,
     Gain,
@@ -29,7 +29,7 @@ from sightline.plugin.edits import (
     WeightProbe,
     move,
 )
-from sightline.plugin.method import ModelFacts
+from sightline.plugin.core.method import ModelFacts
 from sightline.plugin.methods.gift import enhance, saliency
 from sightline.plugin.methods.var import VAR, VARSettings, redistribute
 from sightline.plugin.methods.vhr import VHRSettings, choose_heads

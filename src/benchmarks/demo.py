@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..plugin.calibration import find_shipped, found_at
-from .captions import ChairBenchmark
-from .evaluate import RESULT, SAMPLES, write_samples
-from .files import calibration_hash, config_hash, images_hash, model_hash, provenance, read_suite, write_json
-from .pope import SPLITS
-from .run import Attach, Run, calls, results, run
-from .tasks import scene_tasks
+from ..common.files import config_hash, images_hash, model_hash, provenance, read_suite, write_json
+from ..common.progress import progress_bar
+from ..plugin.calibration.files import calibration_hash, find_shipped, found_at
+from .public.captions import ChairBenchmark
+from .public.pope import SPLITS
+from .runner.evaluate import RESULT, SAMPLES, write_samples
+from .runner.run import Attach, Run, calls, results, run
+from .runner.tasks import scene_tasks
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -59,7 +60,7 @@ def demo(
         SightlineError: the suite cannot be read, or a configuration does not fit the model.
     """
     from .. import testbed
-    from .loading import cpu_threads, load_model
+    from ..models.loading import cpu_threads, load_model
 
     configs = read_suite("demo.yaml", suite)
     model, processor = load_model("embedded")
@@ -90,7 +91,7 @@ def demo(
 
 def save(measured: Demo, folder: Path | None, json_file: Path | None) -> list[Path]:
     """Write what `sightline report` reads, and its pages, into the folder, and the result to the JSON file."""
-    from . import report
+    from .report import page as report
 
     written = []
     if folder is not None:
@@ -166,20 +167,3 @@ def _table(title: str) -> Table:
 
 def _percent(value: float, between: tuple[float, float]) -> str:
     return f"{100 * value:.1f}\n[dim]{100 * between[0]:.0f}–{100 * between[1]:.0f}[/dim]"
-
-
-def progress_bar() -> Any:
-    """A progress bar on standard error that leaves nothing behind; silent where standard error is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

@@ -21,14 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.edits import Edit, Input, WeightProbe
-from ..plugin.errors import UnsupportedModelError
-from ..plugin.layout import Layout, Step
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from . import prompts, rules
-from .branch import Branch, Edits
-from .decoder import Contrast, Decoder
+from ..common.errors import UnsupportedModelError
+from ..plugin.branches import prompts, rules
+from ..plugin.branches.branch import Branch, Edits
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.core.edits import Edit, Input, WeightProbe
+from ..plugin.core.layout import Layout, Step
+from ..plugin.core.method import ModelFacts, Settings
 
 
 class AvisCSettings(Settings):

@@ -16,14 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.errors import ConfigError, LayoutError
-from ..plugin.layout import Layout
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from ..plugin.words import characters
-from . import prompts, rules
-from .branch import Branch
-from .decoder import Contrast, Decoder
+from ..common.errors import ConfigError, LayoutError
+from ..plugin.branches import prompts, rules
+from ..plugin.branches.branch import Branch
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.core.layout import Layout
+from ..plugin.core.method import ModelFacts, Settings
+from ..plugin.tracing.words import characters
 
 
 class CADSettings(Settings):

@@ -34,15 +34,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.edits import Edit, Reweight, Rows, boosted
-from ..plugin.layout import Layout, Step
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from ..plugin.secondary import Boostable, SkipSecondary
-from . import prompts
-from .branch import Branch, Rewrite
-from .decoder import Contrast, Decoder
-from .pictures import redrawn
+from ..plugin.branches import prompts
+from ..plugin.branches.branch import Branch, Rewrite
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.pictures import redrawn
+from ..plugin.core.edits import Edit, Reweight, Rows, boosted
+from ..plugin.core.layout import Layout, Step
+from ..plugin.core.method import ModelFacts, Settings
+from ..plugin.methods.secondary import Boostable, SkipSecondary
 
 
 class CGVLMSettings(Settings):

@@ -25,14 +25,13 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.errors import CalibrationError
-from ..plugin.layout import Layout
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from . import rules
-from .branch import Branch
-from .decoder import Contrast, Decoder
-from .heads import best_heads, dispersed, random_heads, silenced
+from ..common.errors import CalibrationError
+from ..plugin.branches import rules
+from ..plugin.branches.branch import Branch
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.heads import best_heads, dispersed, random_heads, silenced
+from ..plugin.core.layout import Layout
+from ..plugin.core.method import ModelFacts, Settings
 
 
 class DeCoReSettings(Settings):

@@ -20,12 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.edits import Edit, InputProbe
-from ..plugin.layout import Layout, Step
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from . import rules
-from .decoder import Contrast, Decoder
+from ..plugin.branches import rules
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.core.edits import Edit, InputProbe
+from ..plugin.core.layout import Layout, Step
+from ..plugin.core.method import ModelFacts, Settings
 
 
 class DoLaSettings(Settings):

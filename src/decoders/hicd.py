@@ -18,13 +18,12 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.layout import Layout, Step
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from . import rules
-from .branch import Branch, Edits
-from .decoder import Contrast, Decoder
-from .heads import best_heads, dispersed
+from ..plugin.branches import rules
+from ..plugin.branches.branch import Branch, Edits
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.heads import best_heads, dispersed
+from ..plugin.core.layout import Layout, Step
+from ..plugin.core.method import ModelFacts, Settings
 
 
 class HICDSettings(Settings):

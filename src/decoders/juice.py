@@ -17,14 +17,13 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.edits import Add, Edit, OutputProbe
-from ..plugin.errors import ConfigError
-from ..plugin.layout import Layout, Step
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from .branch import Branch, Edits
-from .decoder import Contrast, Decoder
-from .heads import Head, masks
+from ..common.errors import ConfigError
+from ..plugin.branches.branch import Branch, Edits
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.heads import Head, masks
+from ..plugin.core.edits import Add, Edit, OutputProbe
+from ..plugin.core.layout import Layout, Step
+from ..plugin.core.method import ModelFacts, Settings
 
 
 class JuICESettings(Settings):

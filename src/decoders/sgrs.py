@@ -36,13 +36,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.edits import Edit, Reweight
-from ..plugin.errors import ConfigError, UnsupportedModelError
-from ..plugin.layout import Layout, Step
-from ..plugin.method import ModelFacts, Settings
-from ..plugin.registry import register_decoder
-from .decoder import Contrast, Decoder
-from .rules import NEVER
+from ..common.errors import ConfigError, UnsupportedModelError
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.rules import NEVER
+from ..plugin.core.edits import Edit, Reweight
+from ..plugin.core.layout import Layout, Step
+from ..plugin.core.method import ModelFacts, Settings
 
 FLOOR = 1e-9  # of the norm
 MOST_DRAWS = 100_000  # orders of draws that are followed

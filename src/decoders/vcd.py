@@ -19,13 +19,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.layout import Layout
-from ..plugin.method import Settings
-from ..plugin.registry import register_decoder
-from . import prompts, rules
-from .branch import Branch
-from .decoder import Contrast, Decoder
-from .pictures import redrawn
+from ..plugin.branches import prompts, rules
+from ..plugin.branches.branch import Branch
+from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.pictures import redrawn
+from ..plugin.core.layout import Layout
+from ..plugin.core.method import Settings
 
 STEPS = 1000
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from itertools import combinations
 from typing import get_args
 
-from .errors import ConfigError
-from .method import Method, Place, Registered
+from ..common.errors import ConfigError
+from .core.method import Method, Place, Registered
 
 PLACES: tuple[Place, ...] = get_args(Place)
 _ATTENTION = {"logits", "weights"}

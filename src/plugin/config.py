@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..common.errors import ConfigError
+from ..common.validation import describe, load_yaml, suggest
+from .branches.decoder import DECODERS
 from .composition import check
-from .errors import ConfigError
-from .method import Settings
-from .registry import DECODERS, METHODS, PREPROCESSORS, Registry, methods
-from .validation import describe, load_yaml, suggest
+from .core.method import Registered, Settings
+from .core.registry import METHODS, PREPROCESSORS, Registry
 
 KEYS = ("calibration", "methods", "decoder")
 
@@ -144,3 +145,8 @@ def _refuse_preprocessor(name: Any, where: str = "") -> None:
             f"{where}'{name}' is a preprocessor, which runs before generate: call sightline.{name}(...), or pass --{name} to"
             " sightline generate"
         )
+
+
+def methods() -> dict[str, type[Registered]]:
+    """Every attention method, every decoder and every preprocessor by name."""
+    return {**METHODS.known(), **DECODERS.known(), **PREPROCESSORS.known()}

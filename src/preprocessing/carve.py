@@ -35,19 +35,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ..benchmarks.asking import encoded, turn
-from ..plugin.edits import Edit, InputProbe, Rows, WeightProbe
-from ..plugin.errors import ConfigError, LayoutError, UnsupportedModelError
-from ..plugin.grid import Grid, grid
-from ..plugin.layout import Layout, Step
-from ..plugin.method import ModelFacts, Session, Settings
-from ..plugin.registry import register_preprocessor
-from ..plugin.validation import describe
-from ..plugin.wrapper import host_of
-from ..profiling.data import Example
-from ..profiling.heat import Floats, stretched
-from ..profiling.observe import Batch, Enough
-from .preprocessor import Preprocessor
+from ..common.errors import ConfigError, LayoutError, UnsupportedModelError
+from ..common.validation import describe
+from ..models.observe import Batch, Enough
+from ..models.prompting import encoded, turn
+from ..models.samples import Example
+from ..plugin.core.edits import Edit, InputProbe, Rows, WeightProbe
+from ..plugin.core.host import host_of
+from ..plugin.core.layout import Layout, Step
+from ..plugin.core.method import ModelFacts, Preprocessor, Session, Settings
+from ..plugin.core.registry import register_preprocessor
+from ..plugin.tracing.grid import Grid, grid
+from ..plugin.tracing.heat import Floats, stretched
 from .regions import Corners, Mask, Refine, bounds, drawn, refined, strongest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from ..profiling.heat import Floats, glowing
+from ..plugin.tracing.heat import Floats, glowing
 
 Mask = npt.NDArray[np.bool_]
 Corners = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom lie outside

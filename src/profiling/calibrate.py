@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from ..benchmarks.files import versions, write_text
-from ..benchmarks.readers import Notes
-from ..benchmarks.suite import TESTBED
-from ..plugin.calibration import Calibration, find_shipped, model_name, own_file
-from ..plugin.errors import CalibrationError, ConfigError, SightlineError
-from ..plugin.sections import Fact, RetrievalHeads, Source
-from ..plugin.wrapper import host_of
-from . import retrieval
-from .data import examples
+from ..common.errors import CalibrationError, ConfigError, SightlineError
+from ..common.files import versions, write_text
+from ..common.readers import Notes
+from ..models.samples import TESTBED
+from ..plugin.calibration.files import Calibration, find_shipped, model_name, own_file
+from ..plugin.calibration.sections import Fact, RetrievalHeads, Source
+from ..plugin.core.host import host_of
+from .data.examples import examples
 from .job import Job, Partial, rounded
+from .probes import retrieval
 from .profiles import ALL, PROFILES, chosen
 
 IMPORT = "import"  # stands for a profile where heads were taken over from a file

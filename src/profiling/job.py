@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..benchmarks.files import replacing
-from ..plugin.errors import SightlineError
-from ..plugin.method import ModelFacts
-from ..plugin.sections import Fact
-from .data import Example
-from .observe import Batch
+from ..common.errors import SightlineError
+from ..common.files import replacing
+from ..models.observe import Batch
+from ..models.samples import Example
+from ..plugin.calibration.sections import Fact
+from ..plugin.core.method import ModelFacts
 from .pace import Pace
 
 T = TypeVar("T")

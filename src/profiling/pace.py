@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from ..plugin.errors import SightlineError
+from ..common.errors import SightlineError
 
 T = TypeVar("T")
 R = TypeVar("R")

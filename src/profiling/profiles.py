@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..plugin.errors import ConfigError
-from ..plugin.sections import ConflictHeads, Fact, HeadGates, InducingHeads, RetrievalHeads
-from ..plugin.validation import suggest
-from . import facts, presence, retrieval
-from .box_heads import measure_concept_heads, measure_ocr_heads
-from .conflict import conflict_heads
-from .gaze import measure_gaze
-from .head_gates import head_gates
-from .image_heads import measure_image_heads
-from .importance import inducing_heads
+from ..common.errors import ConfigError
+from ..common.validation import suggest
+from ..plugin.calibration.sections import ConflictHeads, Fact, HeadGates, InducingHeads, RetrievalHeads
+from .data import facts
+from .data.needles import default_lengths
 from .job import Job
-from .needles import default_lengths
-from .premise_heads import measure_premise_heads, premise_choices
-from .replies import measure_replies
-from .sinks import measure_sinks
-from .visual_heads import measure_visual_heads
-from .word_heads import measure_word_heads
+from .probes import presence, retrieval
+from .probes.box_heads import measure_concept_heads, measure_ocr_heads
+from .probes.conflict import conflict_heads
+from .probes.gaze import measure_gaze
+from .probes.head_gates import head_gates
+from .probes.image_heads import measure_image_heads
+from .probes.importance import inducing_heads
+from .probes.premise_heads import measure_premise_heads, premise_choices
+from .probes.replies import measure_replies
+from .probes.sinks import measure_sinks
+from .probes.visual_heads import measure_visual_heads
+from .probes.word_heads import measure_word_heads
 
 ALL = "all"
 

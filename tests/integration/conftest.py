@@ -29,14 +29,14 @@ def _caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def embedded() -> tuple[Any, Any]:
-    from sightline.benchmarks.loading import load_model
+    from sightline.models.loading import load_model
 
     return load_model("embedded")
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> tuple[Any, Any]:
-    from sightline.benchmarks.loading import load_model
+    from sightline.models.loading import load_model
 
     return load_model("smollm2")
 

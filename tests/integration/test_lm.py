@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import sightline
 from given import ENDINGS, FACTS, flat, two_processes
-from sightline.benchmarks import engines, suite
-from sightline.benchmarks.evaluate import Settings, evaluate, named
-from sightline.benchmarks.lm import SightlineLM, register
-from sightline.plugin.errors import ConfigError
+from sightline.benchmarks.harness import engines
+from sightline.benchmarks.harness.lm import SightlineLM, register
+from sightline.benchmarks.runner import suite
+from sightline.benchmarks.runner.evaluate import Settings, evaluate, named
+from sightline.common.errors import ConfigError
 
 PAIRS = [(prompt, ending) for prompt, endings in ENDINGS for ending in endings]
 

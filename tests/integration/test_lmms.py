@@ -13,11 +13,12 @@ import sightline
 from given import flat, two_processes
 from PIL import Image
 from sightline import testbed
-from sightline.benchmarks import engines, offline, suite
-from sightline.benchmarks.evaluate import Settings, evaluate, named
-from sightline.benchmarks.lmms import Sightline, SightlineChat
-from sightline.benchmarks.readers import DataError
-from sightline.plugin.errors import ConfigError, SightlineError, UnsupportedModelError
+from sightline.benchmarks.harness import engines, offline
+from sightline.benchmarks.harness.lmms import Sightline, SightlineChat
+from sightline.benchmarks.runner import suite
+from sightline.benchmarks.runner.evaluate import Settings, evaluate, named
+from sightline.common.errors import ConfigError, SightlineError, UnsupportedModelError
+from sightline.common.readers import DataError
 
 BARE = {"lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}}}
 FIRST_WORD = [{"function": "regex", "regex_pattern": "(Yes|No)"}, {"function": "take_first"}]

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
-from sightline.benchmarks import engines, suite
-from sightline.benchmarks.evaluate import named
-from sightline.benchmarks.loading import load_model
+from sightline.benchmarks.harness import engines
+from sightline.benchmarks.runner import suite
+from sightline.benchmarks.runner.evaluate import named
+from sightline.models.loading import load_model
 
 
 def main(engine: str, benchmark: str, model: str, config: str, data: str, limit: str, out: str) -> None:

@@ -23,14 +23,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...decoders.heads import masks, random_heads
-from ..edits import Edit, Gain
-from ..emphasis import Emphasis, EmphasisSettings
-from ..errors import CalibrationError, ConfigError
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session
-from ..registry import register
-from ..sections import PremiseHeads
+from ...common.errors import CalibrationError, ConfigError
+from ..branches.heads import masks, random_heads
+from ..calibration.sections import PremiseHeads
+from ..core.edits import Edit, Gain
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session
+from ..core.registry import register
+from .emphasis import Emphasis, EmphasisSettings
 
 
 class FAITHSettings(EmphasisSettings):

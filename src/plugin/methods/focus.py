@@ -21,12 +21,12 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from ..edits import Edit, Shift
-from ..errors import CalibrationError
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
-from ..sections import FocusHeads
+from ...common.errors import CalibrationError
+from ..calibration.sections import FocusHeads
+from ..core.edits import Edit, Shift
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
 
 
 class FocusSettings(Settings):

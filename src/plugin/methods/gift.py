@@ -27,13 +27,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..calibration import Gaze
-from ..edits import Edit, Mass, WeightProbe
-from ..errors import ConfigError
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
-from ..secondary import Boostable, SkipSecondary
+from ...common.errors import ConfigError
+from ..calibration.files import Gaze
+from ..core.edits import Edit, Mass, WeightProbe
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
+from .secondary import Boostable, SkipSecondary
 
 
 class GIFTSettings(Settings):

@@ -21,13 +21,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from ...decoders.heads import best_heads
-from ..edits import Edit, Gain
-from ..errors import CalibrationError
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
-from ..sections import HeadGates, WordHeads
+from ...common.errors import CalibrationError
+from ..branches.heads import best_heads
+from ..calibration.sections import HeadGates, WordHeads
+from ..core.edits import Edit, Gain
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
 
 SUPPRESS = -1.0  # Head Pursuit's
 

@@ -24,10 +24,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import Edit, Reweight, log_weights, own_key, visible
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
+from ..core.edits import Edit, Reweight, log_weights, own_key, visible
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
 
 
 class LocoRESettings(Settings):

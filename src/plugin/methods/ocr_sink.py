@@ -21,12 +21,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...decoders.heads import best_heads, masks
-from ..edits import Edit, Mass
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
-from ..sections import BoxHeads
+from ..branches.heads import best_heads, masks
+from ..calibration.sections import BoxHeads
+from ..core.edits import Edit, Mass
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
 
 NOBODY = 1e-6  # mass of all other keys below which there is nobody to share with
 

@@ -20,12 +20,12 @@ from functools import partial
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import Edit, Reweight, boosted
-from ..guard import Guard, GuardSettings
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session
-from ..registry import register
-from ..secondary import Boostable, SkipSecondary
+from ..core.edits import Edit, Reweight, boosted
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session
+from ..core.registry import register
+from .guard import Guard, GuardSettings
+from .secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ...decoders.heads import best_heads, masks
-from ..edits import Bias, Edit
-from ..emphasis import Emphasis, EmphasisSettings
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session
-from ..registry import register
+from ..branches.heads import best_heads, masks
+from ..core.edits import Bias, Edit
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session
+from ..core.registry import register
+from .emphasis import Emphasis, EmphasisSettings
 
 
 class PASTASettings(EmphasisSettings):

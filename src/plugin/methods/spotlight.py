@@ -25,12 +25,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import NO_MASS, Edit, Mass, move
-from ..emphasis import Emphasis, EmphasisSettings
-from ..errors import LayoutError
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session
-from ..registry import register
+from ...common.errors import LayoutError
+from ..core.edits import NO_MASS, Edit, Mass, move
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session
+from ..core.registry import register
+from .emphasis import Emphasis, EmphasisSettings
 
 
 class SpotlightSettings(EmphasisSettings):

@@ -28,13 +28,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..calibration import Sink
-from ..edits import Edit, InputProbe, Mass, Rows
-from ..errors import CalibrationError
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
-from ..secondary import Boostable, SkipSecondary
+from ...common.errors import CalibrationError
+from ..calibration.files import Sink
+from ..core.edits import Edit, InputProbe, Mass, Rows
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
+from .secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2  # the release finds no sinks before it
 

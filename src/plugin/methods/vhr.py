@@ -27,12 +27,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..edits import Edit, Gain, OutputProbe
-from ..errors import CalibrationError
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
-from ..sections import VisualHeads
+from ...common.errors import CalibrationError
+from ..calibration.sections import VisualHeads
+from ..core.edits import Edit, Gain, OutputProbe
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
 
 
 class VHRSettings(Settings):

@@ -21,10 +21,10 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from ..edits import Bias, Edit
-from ..layout import Layout, Step
-from ..method import Method, ModelFacts, Session, Settings
-from ..registry import register
+from ..core.edits import Bias, Edit
+from ..core.layout import Layout, Step
+from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.registry import register
 
 DEMO_GAIN = 4.0
 

@@ -1,0 +1,1 @@
+"""Adapters for lmms-eval and lm-eval."""

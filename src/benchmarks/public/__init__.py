@@ -1,0 +1,1 @@
+"""The public benchmarks, one file each, and the scenes of the testbed."""

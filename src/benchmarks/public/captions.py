@@ -1,0 +1,91 @@
+"""`sightline eval chair`: captions of COCO images, or of the testbed's scenes.
+
+Files, as published: `instances_val2014.json` and, for the published ground truth, `captions_val2014.json`, in the data
+folder or its `annotations/`; the pictures there, in `images/` or in `val2014/`. `image_ids.txt`, one id a line, fixes
+which images are described; without it all are, and a limit takes the first of an order that is random but the same for
+everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...common.readers import Notes, images
+from ...models.samples import Sample
+from ..runner.suite import Benchmark, Source
+from . import coco
+from .chair import Chair, Vocabulary, chair
+from .scenes import scene_name, scenes
+
+PROMPT = "Please describe this image in detail."
+
+
+@dataclass
+class ChairBenchmark(Benchmark):
+    """Captions, and the objects that each image holds."""
+
+    name = "chair"
+    new_tokens = 512
+    columns: ClassVar = {
+        "s": "CHAIR_S",
+        "i": "CHAIR_I",
+        "recall": "recall",
+        "precision": "precision",
+        "f1": "F1",
+        "words": "words",
+        "mentions": "objects",
+        "n": "n",
+    }
+    percent = frozenset({"s", "i", "recall", "precision", "f1"})
+    lower = frozenset({"s", "i"})
+
+    truths: list[Collection[str]] = field(default_factory=list)
+    vocabulary: Vocabulary = field(default_factory=lambda: Vocabulary([]))
+
+    @classmethod
+    def read(cls, source: Source) -> ChairBenchmark:
+        if source.folder is None:
+            return cls.of_scenes(scenes(source), source.prompt or PROMPT)
+        return cls._of_coco(source.folder, source)
+
+    @classmethod
+    def of_scenes(cls, shown: Sequence[Any], prompt: str) -> ChairBenchmark:
+        """Captions of the testbed's scenes."""
+        from ..runner.tasks import CAPTION_TOKENS, scene_vocabulary
+
+        samples = [Sample(scene_name(scene), prompt, scene.image) for scene in shown]
+        made = cls(samples, Notes(), [scene.names for scene in shown], scene_vocabulary())
+        made.new_tokens = CAPTION_TOKENS
+        return made
+
+    @classmethod
+    def _of_coco(cls, folder: Path, source: Source) -> ChairBenchmark:
+        notes, words = Notes(), coco.vocabulary(source.synonyms)
+        files, objects = coco.objects(coco.instances(folder), words)
+        people = [path for path in coco.places(folder, "captions_val2014.json", "captions.json") if path.is_file()]
+        for image, texts in coco.captions(people[0], files).items() if people else ():
+            objects[image] |= {mention.name for text in texts for mention in words.mentions(text)}
+        if not people:
+            notes.add("no captions_val2014.json: objects that only people's captions name count as hallucinated")
+        chosen = coco.chosen(folder, list(files))[: source.limit]
+        places = images(coco.picture_folders(folder), (files[image] for image in chosen))
+        empty = sum(not objects[image] for image in chosen)
+        notes.add("an image holds none of the objects: every mention there is a hallucination", empty)
+        samples = [Sample(str(image), source.prompt or PROMPT, places[files[image]]) for image in chosen]
+        return cls(samples, notes, [objects[image] for image in chosen], words)
+
+    def score(self, replies: Sequence[str]) -> Chair:
+        return chair(replies, self.truths, self.vocabulary)
+
+    def truth(self, number: int) -> dict[str, Any]:
+        return {"objects": sorted(self.truths[number])}
+
+    def detail(self, number: int, reply: Any) -> dict[str, Any]:
+        mentions = [
+            {"name": one.name, "start": one.start, "end": one.end, "hallucinated": one.name not in self.truths[number]}
+            for one in self.vocabulary.mentions(reply)
+        ]
+        return {"reply": reply, "words": len(reply.split()), "mentions": mentions}

@@ -1,0 +1,1 @@
+"""`sightline report`: folders of results, read back and shown."""

@@ -1,0 +1,1 @@
+"""Running benchmarks: what one is, resumable runs, results."""

@@ -1,0 +1,316 @@
+"""`sightline bench`: what a configuration costs, as ratios to plain measured in the same process and round.
+
+One `generate` call gives both phases: a stopping criterion, asked after every token, reads the clock. Prefill is the
+time to the first token (image, prompt, and whatever a method runs before it, such as VHR's text-only pass); decode is
+the mean time of each later token. A round runs everything in turn, plain first and once more at the end; ratios are
+taken within a round, to the mean of its two plain runs, so that a machine that slows down slows both sides. The ratio
+of plain is its second run to its first: the noise that every other ratio carries. On a busy machine raise the repeats.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from ...common.errors import ConfigError
+from ...common.files import provenance
+from ...models.loading import cpu_threads
+from ...plugin.branches.decoder import DECODERS
+from ..runner.run import PLAIN, Attach
+from . import naive
+from .shapes import Bench, build
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PHASES = ("prefill", "decode")
+AGAIN = "plain again"
+NAIVE = "naive:"  # before a decoder's name: the loop that runs the model twice per token
+TRACE = "trace"  # among the names: what each token leans on is recorded
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One `generate` call: milliseconds (decode: per token) and peak memory in MB, by phase."""
+
+    ms: dict[str, float]
+    peak_mb: dict[str, float | None]
+
+
+def bench(
+    name: str,
+    methods: Sequence[str],
+    *,
+    new_tokens: int = 32,
+    prompt_tokens: int = 512,
+    batch: int = 1,
+    repeats: int = 5,
+    threads: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    calibration: Path | None = None,
+    attach: Attach | None = None,
+    advance: Callable[[str, int], None] = lambda name, total: None,
+) -> dict[str, Any]:
+    """Measure methods against plain on one model; returns the JSON-ready result.
+
+    Args:
+        name: see `shapes.build`.
+        methods: names of methods and decoders, `a+b` for two together, or YAML files; `naive:decore` for DeCoRe as a
+            loop of two passes per token; `trace`, alone or in `a+trace`, records what each token leans on.
+        new_tokens: tokens to generate, at least 2; the end-of-sequence token is off.
+        prompt_tokens: length of a text model's prompt.
+        batch: rows.
+        repeats: rounds.
+        threads: CPU threads of torch; its own choice when None.
+        dtype: number type of the model.
+        device: a torch device; or "auto", for a model that is loaded.
+        calibration: a calibration file instead of the shipped one.
+        attach: stands in for `sightline.attach`.
+        advance: called with a name and the total number of calls, after each `generate` call.
+
+    Raises:
+        SightlineError: a method, model or device that does not exist or does not fit.
+    """
+    import torch
+
+    from ...plugin.attach import attach as attach_plugin
+    from ...plugin.config import Config
+
+    attach = attach or attach_plugin
+    if new_tokens < 2:
+        raise ConfigError(f"--new-tokens {new_tokens}: give at least 2, one for prefill and one for decode")
+    configs = {item: Config.load(configuration(item.removeprefix(NAIVE))) for item in methods}
+    for item, config in configs.items():
+        if item.startswith(NAIVE):
+            naive.check(config)
+    if not configs:
+        raise ConfigError("nothing to measure: give --methods, for example --methods vhr,var,gift")
+    with cpu_threads(threads) as running:
+        subject = build(name, batch=batch, prompt_tokens=prompt_tokens, dtype=dtype, device=device)
+        subject.calibration = calibration or subject.calibration
+        order = [PLAIN, *configs, AGAIN]
+        total = len(order) * (repeats + 1)
+        rounds: list[dict[str, Sample]] = []
+        for number in range(repeats + 1):
+            turn = order if number % 2 else order[::-1]
+            samples = {}
+            for item in turn:
+                # The first round warms up: allocator, kernel choice, lazy imports. It is short and not counted.
+                tokens = new_tokens if number else min(3, new_tokens)
+                if item.startswith(NAIVE):
+                    samples[item] = _sample_naive(subject, configs[item], attach, tokens)
+                else:
+                    samples[item] = _sample(subject, configs.get(item), attach, tokens, traced=TRACE in item.split("+"))
+                advance(item, total)
+            if number:
+                rounds.append(samples)
+    place = subject.model.device
+    return {
+        "rows": rows(rounds, [PLAIN, *configs]),
+        "model": {"name": name, "dtype": dtype} | subject.facts,
+        "batch": batch,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "threads": running,
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
+    } | provenance({})
+
+
+def configuration(item: str) -> dict[str, Any] | str:
+    """The configuration that a `--methods` entry means: a YAML file, or names joined by `+` with their defaults.
+
+    Raises:
+        ConfigError: the entry is empty or names a file that does not exist.
+    """
+    if item.endswith((".yaml", ".yml")):
+        if not Path(item).is_file():
+            raise ConfigError(f"no configuration file {item}: check --methods")
+        return item
+    names = [name.strip() for name in item.split("+")]
+    if not all(names):
+        raise ConfigError(f"empty name in --methods {item!r}: write for example vhr,var,vhr+gift")
+    chosen = [name for name in names if name in DECODERS.known()]
+    if len(chosen) > 1:
+        raise ConfigError(f"--methods {item!r} names {' and '.join(chosen)}: at most one decoder runs at a time")
+    decoder: dict[str, Any] = {"decoder": {chosen[0]: {}}} if chosen else {}
+    return {"methods": [{name: {}} for name in names if name not in (*chosen, TRACE)], **decoder}
+
+
+def rows(rounds: Sequence[Mapping[str, Sample]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per configuration and phase. `ms` and `plain_ms` are medians over the rounds; `ratio` is over the ratios
+    of each round, to the mean of its two plain runs. The row of plain compares its second run with its first."""
+    table = []
+    for name in names:
+        measured = AGAIN if name == PLAIN else name
+        for phase in PHASES:
+            ms = [samples[measured].ms[phase] for samples in rounds]
+            plain = [samples[PLAIN].ms[phase] for samples in rounds]
+            if name != PLAIN:
+                plain = [(first + samples[AGAIN].ms[phase]) / 2 for first, samples in zip(plain, rounds, strict=True)]
+            ratios = [one / other for one, other in zip(ms, plain, strict=True)]
+            peaks = [peak for samples in rounds if (peak := samples[measured].peak_mb[phase]) is not None]
+            table.append(
+                {
+                    "name": name,
+                    "phase": phase,
+                    "ratio": {"min": min(ratios), "median": median(ratios), "max": max(ratios)},
+                    "plain_ms": median(plain),
+                    "ms": median(ms),
+                    "peak_mb": max(peaks) if peaks else None,
+                }
+            )
+    return table
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """The rows for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    model = result["model"]
+    shown = Table(
+        title=f"{model['name']}, {model['parameters'] / 1e6:.0f}M parameters ({model['weights']}), {model['dtype']}, "
+        f"batch {result['batch']}, prompt {model['prompt_tokens']} ({model['image_tokens']} image), "
+        f"{result['new_tokens']} new tokens, {result['repeats']} rounds",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("phase", "run"):
+        shown.add_column(column)
+    for column in ("plain ms", "ms", "ratio", "min – max", "peak MB"):
+        shown.add_column(column, justify="right")
+    for phase in PHASES:
+        for row in (row for row in result["rows"] if row["phase"] == phase):
+            ratio = row["ratio"]
+            peak = "–" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+            shown.add_row(
+                phase,
+                row["name"],
+                f"{row['plain_ms']:.2f}",
+                f"{row['ms']:.2f}",
+                f"[bold]{ratio['median']:.3f}[/bold]",
+                f"{ratio['min']:.3f} – {ratio['max']:.3f}",
+                peak,
+                end_section=row["name"] == result["rows"][-1]["name"],
+            )
+    notes = ["prefill: to the first token; decode: per token. The ratio of plain is to itself: the noise."]
+    if "sinks" in model:
+        notes.append(f"Vision tower: {model['vision']}. Sinks {model['sinks']}.")
+    shown.caption = "\n".join(notes)
+    return shown
+
+
+def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int, traced: bool = False) -> Sample:
+    from transformers import StoppingCriteriaList
+
+    options = {"calibration": subject.calibration, "processor": subject.processor}
+    if traced:
+        options["trace"] = True
+    manager = nullcontext() if config is None else attach(subject.model, config, **options)
+    model = subject.model
+    clock = _Clock(model.device)
+    # An end-of-sequence token would end some runs early; a model without one needs no minimum.
+    shortest = {} if model.generation_config.eos_token_id is None else {"min_new_tokens": new_tokens}
+    with manager:
+        clock.start()
+        model.generate(
+            **subject.inputs,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **shortest,
+        )
+    return clock.sample()
+
+
+def _sample_naive(subject: Bench, config: Any, attach: Attach, new_tokens: int) -> Sample:
+    model = subject.model
+    with attach(model, config, calibration=subject.calibration, processor=subject.processor) as plug:
+        heads = plug.decoder.heads  # the ones that the plugin masks
+    clock = _Clock(model.device)
+    clock.start()
+    naive.decode(model, subject.inputs, heads, config.decoder[1], new_tokens, lambda ids: clock(ids, None))
+    return clock.sample()
+
+
+class _Clock:
+    """A stopping criterion that stops nothing: it notes the first and the last token, in seconds."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        self.memory = _Memory(device)
+        self.tokens = 0
+        self.began = self.prefill = self.decode_began = self.last = 0.0
+        self.prefill_peak: float | None = None
+
+    def start(self) -> None:
+        """Begin the prefill."""
+        self.memory.reset()
+        self.began = self._now()
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        self.last = self._now()
+        self.tokens += 1
+        if self.tokens == 1:
+            self.prefill = self.last - self.began
+            self.prefill_peak = self.memory.peak_mb()
+            self.memory.reset()
+            self.decode_began = self._now()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    def sample(self) -> Sample:
+        """What was measured since `start`."""
+        return Sample(
+            {"prefill": 1000 * self.prefill, "decode": 1000 * (self.last - self.decode_began) / (self.tokens - 1)},
+            {"prefill": self.prefill_peak, "decode": self.memory.peak_mb()},
+        )
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class _Memory:
+    """Peak memory since the last reset: CUDA's own count, or the process's resident memory.
+
+    Only Linux can reset the resident peak (and some containers forbid it); elsewhere there is no number per phase.
+    """
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        self.resettable = True
+
+    def reset(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.resettable = False
+
+    def peak_mb(self) -> float | None:
+        if self.device.type == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        if not self.resettable:
+            return None
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**10
+        return None

@@ -1,0 +1,202 @@
+"""The commands `sightline eval` and `sightline report`: parse, call, print.
+
+`torchrun -m sightline.cli.benchmarks eval ...` runs them alone.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Pictures(str, Enum):
+    """How pictures come into a report."""
+
+    embed, link, none = "embed", "link", "none"
+
+
+def command(
+    benchmark: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="BENCH", help="pope, chair, amber, mme, hallusion, mmhal, memotrap, nqswap or truthfulqa."
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="lmms-eval or lm-eval: through that harness instead of our own loop.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="With --engine: its tasks, joined by commas, with rows from --data; instead of BENCH."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="'embedded', 'smollm2', a checkpoint folder or a hub name.")] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|METHOD", help="A YAML file or a method's name, beside the plain model; may be repeated."
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder of the public files, or 'testbed'.")] = "testbed",
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each split; scenes of the testbed.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results grow; default eval-out/BENCH. Run again to resume."),
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score these replies instead of a model's: JSON lines of id and reply; repeated, against the first.",
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Other words to ask for a caption (chair).")] = None,
+    synonyms: Annotated[Path | None, typer.Option(metavar="FILE", help="Another synonyms.txt for chair.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply; default: the benchmark's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of one batch.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, built questions and bootstrap draws.")] = 0,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of the shipped calibration file.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, cuda (one for each process of a machine), cuda:N, or auto to use all for one model."),
+    ] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
+) -> None:
+    """Run a benchmark, plain and under configurations; under torchrun on many processes; started again, it resumes."""
+    from rich.console import Console
+
+    from ..benchmarks.runner import suite
+    from ..benchmarks.runner.evaluate import Place, Settings, evaluate, named, score_answers
+    from ..benchmarks.runner.tables import terminal
+    from ..common.files import check_writable, write_json
+    from ..common.progress import progress_bar
+    from ..models.loading import cpu_threads, load_model, quiet
+
+    quiet()
+    if (model is None) == (not answers):
+        raise typer.BadParameter("give either --model or --answers")
+    if (benchmark is None) == (tasks is None) or (tasks is not None and engine is None):
+        raise typer.BadParameter("give BENCH, or --engine with --tasks")
+    if engine is not None and (answers or max_new_tokens is not None):
+        raise typer.BadParameter(
+            "--engine asks the model itself, with the task's own lengths: leave out --answers and --max-new-tokens"
+        )
+    folder = out or Path("eval-out") / (benchmark or "tasks")
+    check_writable(json)
+    configs, place = named(config or []), Place.here()
+    source = suite.Source(None if data == suite.TESTBED else Path(data), limit, seed, prompt, synonyms)
+    if engine is not None:
+        from ..benchmarks.harness import engines
+
+        loaded, processor = load_model(
+            str(model), dtype=dtype, device=f"cuda:{place.local}" if device == "cuda" else device
+        )
+        with cpu_threads(threads):
+            through = engines.run(
+                engine,
+                loaded,
+                processor,
+                configs,
+                folder,
+                benchmark=None if benchmark is None else suite.read(benchmark, source),
+                source=source,
+                tasks=tasks.split(",") if tasks else (),
+                data=source.folder if tasks else None,
+                limit=limit if tasks else None,
+                batch=batch,
+                calibration=calibration,
+            )
+        if through is not None:  # the first process prints for all
+            typer.echo(engines.markdown(through))
+            write_json(json or folder / "result.json", through)
+        return
+    asked = suite.read(str(benchmark), source)
+    if answers:
+        result = score_answers(asked, answers, folder, seed=seed)
+    else:
+        loaded, processor = load_model(
+            str(model), dtype=dtype, device=f"cuda:{place.local}" if device == "cuda" else device
+        )
+        with cpu_threads(threads), progress_bar() as bar:
+            job = bar.add_task("plain", total=None)
+            found = evaluate(
+                asked,
+                loaded,
+                processor,
+                configs,
+                folder,
+                calibration=calibration,
+                settings=Settings(max_new_tokens, batch, seed),
+                advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
+            )
+        if found is None:
+            typer.echo(f"process {place.rank} of {place.processes} is done; the last one merges in {folder}", err=True)
+            return
+        result = found
+    console = Console() if Console().is_terminal else Console(width=180)
+    for part in terminal(result, asked):
+        console.print(part, soft_wrap=isinstance(part, str), highlight=False)
+    typer.echo(f"wrote {folder / 'result.json'}, summary.md, samples.jsonl")
+    if json is not None:
+        write_json(json, result)
+        typer.echo(f"wrote {json}")
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders that sightline eval or demo wrote, or folders of such folders."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and report.md.")] = Path(
+        "report-out"
+    ),
+    pictures: Annotated[Pictures, typer.Option(help="Copy pictures into the page, link to their files, or none.")] = (
+        Pictures.embed
+    ),
+    picture_limit: Annotated[
+        float, typer.Option(min=0, metavar="MB", help="Megabytes of picture copies; they shrink to fit.")
+    ] = 24,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where pictures lie that are not where they were.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
+) -> None:
+    """Put results side by side: one HTML page with every caption, its hallucinated words marked, and a Markdown page."""
+    from rich.console import Console
+
+    from ..benchmarks.report import page as reports
+    from ..benchmarks.runner.tables import differences, rich, scores
+    from ..common.files import check_writable, write_json
+    from ..common.progress import progress_bar
+
+    check_writable(out / reports.PAGE, out / reports.TABLES, json)
+    options = reports.Options(pictures.value, picture_limit, images)
+    with progress_bar() as bar:
+        job = bar.add_task("pictures", total=None)
+        made = reports.write(folders, out, options, advance=lambda total: bar.update(job, advance=1, total=total))
+    console = Console() if Console().is_terminal else Console(width=180)
+    for one in made.sections:
+        console.print(rich(f"{one.benchmark}, {one.n} samples", scores(one.result, one.kind), ""), highlight=False)
+        changes = differences(one.result, one.kind)
+        if changes.rows:
+            console.print(rich("differences, paired", changes, ""), highlight=False)
+    for line in [*(note for one in made.sections for note in one.notes), *made.unfinished()]:
+        typer.echo(f"note: {line}")
+    typer.echo(f"wrote {out / reports.PAGE}, {reports.TABLES}")
+    if json is not None:
+        write_json(json, made.result)
+        typer.echo(f"wrote {json}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    app.callback()(lambda: None)
+    app.command("eval")(command)
+    app.command()(report)
+    app(prog_name="sightline")

@@ -1,0 +1,112 @@
+"""Writes what the registry knows into the documentation: the README's method table, and `eval/composition.md`.
+
+`python -m sightline.cli.docs` writes, `--check` only compares.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ..plugin.branches.decoder import DECODERS
+from ..plugin.composition import exclusion, order_matters
+from ..plugin.config import methods
+from ..plugin.core.registry import METHODS
+
+BEGIN, END = "<!-- methods: written by make docs -->", "<!-- methods: end -->"
+README, COMPOSITION = Path("README.md"), Path("eval/composition.md")
+
+
+def method_table() -> str:
+    """Markdown table of every registered method: what it does, its source, cost and needs."""
+    lines = ["| method | what it does | source | cost | needs from calibration |", "|---|---|---|---|---|"]
+    for name, method in methods().items():
+        needs = ", ".join(f"`{section}`" for section in method.needs) or "–"
+        lines.append(f"| `{name}` | {method.summary} | {method.source} | {method.cost} | {needs} |")
+    return "\n".join(lines)
+
+
+def updated(text: str) -> str:
+    """`text` with the table between its marks replaced. Raises ValueError where a mark is missing."""
+    head, _, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise ValueError(f"the README lacks the marks {BEGIN} and {END}")
+    return f"{head}{BEGIN}\n{method_table()}\n{END}{tail}"
+
+
+def composition_page() -> str:
+    """Markdown page: which methods compose in which order, and what a decoder's copy sees of them."""
+    known, decoders = METHODS.known(), DECODERS.known()
+    notes: list[str] = []
+
+    def cell(first: str, second: str) -> str:
+        if first == second:
+            return "–"
+        reason = exclusion(known[first], known[second])
+        if reason is not None:
+            note = f"`{min(first, second)}`, `{max(first, second)}`: {reason}."
+            if note not in notes:
+                notes.append(note)
+            return "**no**"
+        return "order" if order_matters(known[first], known[second]) else "either"
+
+    rows = [
+        f"| `{name}` | {known[name].acts} | " + " | ".join(cell(name, other) for other in known) + " |"
+        for name in known
+    ]
+    refused = [
+        f"`{name}`, `{other}`: {reason}."
+        for name, decoder in decoders.items()
+        for other, method in known.items()
+        if (reason := exclusion(decoder, method)) is not None
+    ]
+    carried = ", ".join(f"`{name}`" for name, decoder in decoders.items() if not decoder.own_prompt)
+    own = ", ".join(f"`{name}`" for name, decoder in decoders.items() if decoder.own_prompt)
+    return "\n".join(
+        [
+            "# What composes with what",
+            "",
+            "Written by `make docs` from the methods' own declarations, which `tests/test_composition.py` holds against"
+            " what tiny models compute.",
+            "",
+            "A method acts on the queries, on the logits, on the weights behind the softmax, or on the head outputs, and a"
+            " layer works in that order. **either**: both orders in the list give the same result. **order**: the later one"
+            " works on what the earlier one left. **no**: refused when the configuration is read.",
+            "",
+            "| method | acts on | " + " | ".join(f"`{name}`" for name in known) + " |",
+            "|---" * (len(known) + 2) + "|",
+            *rows,
+            "",
+            *(f"- {note}" for note in notes),
+            "",
+            "Every method goes with every decoder" + (", but for these:" if refused else "."),
+            "",
+            *(f"- {note}" for note in refused),
+            *([""] if refused else []),
+            f"Under {carried} whatever the decoder compares carries the methods' edits. The copy of {own} reads a prompt of"
+            " its own and runs without them, because they speak of the model's tokens.",
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    readme = README.read_text(encoding="utf-8")
+    stale = []
+    for path, old, new in (
+        (README, readme, updated(readme)),
+        (COMPOSITION, COMPOSITION.read_text(encoding="utf-8") if COMPOSITION.exists() else "", composition_page()),
+    ):
+        if new != old:
+            stale.append(path)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(new, encoding="utf-8")
+    if stale and "--check" in sys.argv[1:]:
+        print(f"{', '.join(map(str, stale))}: not what the registry says: run make docs", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

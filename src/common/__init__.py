@@ -1,0 +1,1 @@
+"""What every room uses: files, readers, statistics, progress, errors."""

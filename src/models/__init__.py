@@ -1,0 +1,1 @@
+"""Loading models by name, and putting prompts to them."""

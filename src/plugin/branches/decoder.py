@@ -1,0 +1,80 @@
+"""What a decoder is: settings, and the contrast that it makes of them for each prompt.
+
+The same split as between a method and its session: a `Decoder` lives as long as its attachment and holds nothing of
+any prompt; a `Contrast` holds all state of one prompt batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..core.edits import Edit
+from ..core.layout import Layout, Step
+from ..core.method import Registered
+from ..core.registry import Registry
+from .branch import Branch
+
+
+class Contrast:
+    """One decoder on one prompt batch. `branch` is the weakened copy; None where the model alone is looked at (DoLa)."""
+
+    branch: Branch | None = None
+
+    #: Before each pass of the model, the model without any edits and the branch beside it run ahead, in caches of their
+    #: own, and `weigh` gets their logits; `watch` is asked for each pass then, and may edit. `combine` gets no copy.
+    ahead: bool = False
+    #: The first layer from which passes that `combine` scores keep a graph, for gradients of their logits; None: no
+    #: graph. A prompt's last row then gets a pass of its own where that can be, so that the graph is of one row.
+    graph: int | None = None
+    #: What goes from one pass into the next, a row of each tensor per batch row: it follows the beams, and what scoring
+    #: an answer puts in is taken back. Replaced as a whole, never changed in place.
+    memory: Mapping[str, Tensor] = MappingProxyType({})
+
+    def begin(self, step: Step, ids: Tensor | None) -> None:
+        """Before each pass: its rows, and the tokens [B, count] of one behind the prompt."""
+
+    #: The redrawn pictures as forward arguments, while the branch reads its prompts.
+    redrawn: Mapping[str, Any] = MappingProxyType({})
+
+    def watch(self, step: Step) -> Mapping[int, Sequence[Edit]]:
+        """Probes on the model's own rows, behind the methods' edits; asked for as `Session.edits` is."""
+        return {}
+
+    def weigh(self, base: Tensor, weak: Tensor) -> None:
+        """What runs `ahead` says: float32 logits [B, T, V] and, of the copies one below the other, [N, T, V].
+
+        T is 1 for a prompt, else all rows of the pass.
+        """
+
+    def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
+        """The scores [B, T, V] that the caller gets for logits, from the float32 logits of the model and the copy."""
+        raise NotImplementedError
+
+    def report(self) -> dict[str, Any]:
+        """What the decoder decided for this prompt, for reports."""
+        return {}
+
+
+class Decoder(Registered):
+    """A registered decoder; at most one is attached, behind any methods."""
+
+    kind = "decoder"
+
+    own_prompt: ClassVar[bool] = False  # the copy reads a prompt of its own, without the methods' edits
+    redraws: bool = False  # the copy sees other pictures
+
+    def redraw(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `generate` with other pictures for the copy, if the decoder redraws (VCD)."""
+        return {}
+
+    def start(self, layout: Layout, scoring: bool = False) -> Contrast:
+        """Open a contrast for a prompt batch; `scoring` where given answers are scored (`sightline.score`)."""
+        raise NotImplementedError
+
+
+DECODERS: Registry[Decoder] = Registry("decoder", "sightline.decoders")
+register_decoder = DECODERS.register

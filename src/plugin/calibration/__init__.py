@@ -1,0 +1,1 @@
+"""Calibration files: what is known of one model."""

@@ -1,0 +1,284 @@
+"""Calibration files: what short profiling runs, or papers, say about one model. YAML, read with `safe_load`.
+
+`schema, model, architecture, layers, heads, source`, then one section per fact (`sections.py`). A section is absent
+where nothing is known; a method that needs it says so by name. Files of older schema versions are migrated when read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from ...common.errors import CalibrationError
+from ...common.files import config_hash
+from ...common.validation import describe, load_yaml
+from .sections import (
+    BoxHeads,
+    ConflictHeads,
+    Fact,
+    FirstToken,
+    FocusHeads,
+    Gaze,
+    Grounding,
+    HeadGates,
+    HeadScores,
+    ImageHeads,
+    InducingHeads,
+    PremiseHeads,
+    Replies,
+    RetrievalHeads,
+    Section,
+    Sink,
+    Source,
+    VisualHeads,
+    WordHeads,
+)
+
+SCHEMA = 2
+HEAD_TABLES = (  # the fields of sections that are [layer][head] tables
+    *("scores", "chosen", "centric", "ratio", "hits", "gains", "shares", "influence"),
+    *("facilitating", "irrelevant", "interfering"),
+)
+FOLDER = "SIGHTLINE_CALIBRATION"  # environment variable: the user's own calibration files
+
+
+class Calibration(Section):
+    """One model's calibration. `architecture` is `config.model_type`; `layers` and `heads` are the text decoder's."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema", ge=SCHEMA, le=SCHEMA)
+    model: str
+    aliases: list[str] = Field(default_factory=list, description="other names under which `auto` finds the file")
+    architecture: str
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0, description="query heads per layer")
+    source: Source | None = None
+    sink: Sink | None = None
+    gaze: Gaze | None = None
+    visual_heads: VisualHeads | None = None
+    replies: Replies | None = None
+    image_heads: ImageHeads | None = None
+    ocr_heads: BoxHeads | None = None
+    concept_heads: BoxHeads | None = None
+    retrieval_heads: RetrievalHeads | None = None
+    inducing_heads: InducingHeads | None = None
+    conflict_heads: ConflictHeads | None = None
+    first_token: FirstToken | None = None
+    focus_heads: FocusHeads | None = None
+    premise_heads: PremiseHeads | None = None
+    head_gates: HeadGates | None = None
+    word_heads: WordHeads | None = None
+    grounding: Grounding | None = None
+
+    def facts(self) -> dict[str, Fact]:
+        """The sections that are there, by name."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in found.items() if isinstance(value, Fact)}
+
+    def head_tables(self) -> dict[str, HeadScores]:
+        """Every [layer][head] table, by its dotted name."""
+        tables = {
+            f"{name}.{key}": getattr(fact, key, None) for name, fact in self.facts().items() for key in HEAD_TABLES
+        }
+        return {name: table for name, table in tables.items() if table is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        """Data of an older schema in the form of the present one; data without a version is taken to have it."""
+        version = data.get("schema", SCHEMA) if isinstance(data, Mapping) else SCHEMA
+        if isinstance(version, int) and version > SCHEMA:
+            raise ValueError(f"schema {version} is later than this release of sightline reads ({SCHEMA}): upgrade it")
+        return _from_1(data) if version == 1 and not isinstance(version, bool) else data
+
+    @model_validator(mode="after")
+    def _inside(self) -> Calibration:
+        """Layer numbers, heads and score tables must fit the model that the file says it is for."""
+        for name, fact in self.facts().items():
+            for key in ("saliency_layers", "enhanced_layers", "layers", "first"):
+                outside = [number for number in getattr(fact, key, None) or () if not 0 <= number < self.layers]
+                if outside:
+                    raise ValueError(
+                        f"{name}.{key} names layer {outside[0]}, but the model has {self.layers} (0..{self.layers - 1})"
+                    )
+            for key in HEAD_TABLES:
+                table = getattr(fact, key, None)
+                if table is not None and (len(table) != self.layers or any(len(row) != self.heads for row in table)):
+                    raise ValueError(f"{name}.{key} must be {self.layers} lists of {self.heads} numbers")
+            for layer, head in (
+                pair for key in ("enhance", "suppress", "heads") for pair in getattr(fact, key, None) or ()
+            ):
+                if not (0 <= layer < self.layers and 0 <= head < self.heads):
+                    raise ValueError(
+                        f"{name} names head {layer}-{head}, but the model has {self.layers} layers of {self.heads} heads"
+                    )
+        return self
+
+    @classmethod
+    def load(cls, source: Calibration | Mapping[str, Any] | str | Path, model: Any = None) -> Calibration:
+        """Read a calibration: an object, a dict of the file's shape, a path, or "auto" for the file known for `model`.
+
+        Raises CalibrationError naming the file, the key and what it takes, or, for "auto", the names that are shipped.
+        """
+        if isinstance(source, Calibration):
+            return source
+        if isinstance(source, Mapping):
+            return cls._parse(source, "the calibration dict")
+        if source == "auto":
+            found = find_shipped(model)
+            if found is None:
+                raise CalibrationError(
+                    f"no calibration file is shipped for '{model_name(model)}' (shipped: {', '.join(shipped())});"
+                    " run sightline calibrate, pass calibration=PATH, or the values in the method's own settings"
+                )
+            return found
+        if not isinstance(source, str | Path):
+            raise CalibrationError(
+                f"a calibration is a path, a dict, a Calibration or auto, not {type(source).__name__}"
+            )
+        path = Path(source)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(f"cannot read calibration file '{path}': {_short(error)}") from error
+        return cls._parse_text(text, f"calibration file '{path}'")
+
+    @classmethod
+    def _parse_text(cls, text: str, where: str) -> Calibration:
+        try:
+            data = load_yaml(text)
+        except yaml.YAMLError as error:
+            raise CalibrationError(f"{where} is not valid YAML: {_short(error)}") from error
+        if not isinstance(data, Mapping):
+            raise CalibrationError(f"{where} must be a mapping of keys such as model, architecture, layers, heads")
+        return cls._parse(data, where)
+
+    @classmethod
+    def _parse(cls, data: Mapping[str, Any], where: str) -> Calibration:
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise CalibrationError(describe(error, where, cls)) from error
+
+    def check(self, architecture: str, layers: int, heads: int, hidden: int) -> None:
+        """Refuse a model that this calibration was not made for. Raises CalibrationError with both values."""
+        for name, mine, theirs in (
+            ("architecture", self.architecture, architecture),
+            ("layer count", self.layers, layers),
+            ("head count", self.heads, heads),
+        ):
+            if mine != theirs:
+                raise CalibrationError(
+                    f"the calibration of '{self.model}' does not fit this model: {name} {mine} in the file, {theirs} in the"
+                    " model; pass the file made for it"
+                )
+        if self.sink is not None and not all(0 <= dim < hidden for dim in self.sink.dims):
+            raise CalibrationError(
+                f"the calibration of '{self.model}' names sink dimension {max(self.sink.dims)}, but the model's hidden size"
+                f" is {hidden}; pass the file made for it"
+            )
+
+    def dump(self) -> str:
+        """The YAML text of the file."""
+        data = self.model_dump(by_alias=True, exclude_none=True, mode="json")
+        return yaml.safe_dump(data, sort_keys=False, width=120, allow_unicode=True, default_flow_style=None)
+
+
+def json_schema() -> dict[str, Any]:
+    """The file's format as JSON Schema."""
+    schema = Calibration.model_json_schema(by_alias=True)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "required": ["schema", *schema["required"]],
+    }
+
+
+def _from_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Schema 1: a section's source was a line of text, published or measured as the file."""
+    kind = data["source"].get("kind") if isinstance(data.get("source"), Mapping) else None
+    new = {**data, "schema": 2}
+    for name, section in data.items():
+        if isinstance(section, Mapping) and isinstance(section.get("source"), str):
+            new[name] = {**section, "source": {"kind": kind, "reference": section["source"]}}
+    return new
+
+
+@cache
+def shipped() -> dict[str, Calibration]:
+    """The calibration files of the package, by model name."""
+    found = {}
+    for entry in sorted(files("sightline.calibration").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            calibration = Calibration._parse_text(entry.read_text(encoding="utf-8"), f"shipped file '{entry.name}'")
+            found[calibration.model] = calibration
+    return found
+
+
+def find_shipped(model: Any) -> Calibration | None:
+    """The file known for a model's name or path: the user's own (`own_file`), else the shipped one.
+
+    A shipped file is for the model if the name's last part is that of the file's `model`, or it ends in an alias.
+    """
+    own = own_file(model)
+    if own.is_file():
+        return _read_own(own, own.stat().st_mtime_ns)
+    return _find_in_package(model)
+
+
+def found_at(model: Any) -> str | None:
+    """Which file `find_shipped` takes: the path of the user's own, or whose shipped one."""
+    own, shipped_one = own_file(model), _find_in_package(model)
+    return str(own) if own.is_file() else f"shipped for {shipped_one.model}" if shipped_one is not None else None
+
+
+def own_file(model: Any) -> Path:
+    """Where `sightline calibrate` writes a model's file, and where it is found: in the folder that the environment
+
+    variable SIGHTLINE_CALIBRATION names, else in the user's data folder.
+    """
+    folder = os.environ.get(FOLDER)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    known = _find_in_package(model)
+    parts = _parts(model_name(model) if known is None else known.model)
+    return (
+        Path(folder) if folder else Path(data) / "sightline" / "calibration"
+    ) / f"{parts[-1] if parts else 'model'}.yaml"
+
+
+def model_name(model: Any) -> str:
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+@cache
+def _read_own(path: Path, changed: int) -> Calibration:
+    """A file as it was at time `changed`."""
+    return Calibration.load(path)
+
+
+def _find_in_package(model: Any) -> Calibration | None:
+    parts = _parts(model_name(model))
+    for calibration in shipped().values():
+        endings: Iterator[list[str]] = (_parts(name) for name in calibration.aliases)
+        if any(parts[-len(ending) :] == ending for ending in (_parts(calibration.model)[-1:], *endings)):
+            return calibration
+    return None
+
+
+def _parts(name: str) -> list[str]:
+    return [part.lower() for part in name.replace("\\", "/").split("/") if part]
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
+
+
+def calibration_hash(calibration: Calibration | None) -> str:
+    """SHA-256 of what a calibration says, "none" without one."""
+    return "none" if calibration is None else config_hash(calibration.model_dump(mode="json", exclude_none=True))

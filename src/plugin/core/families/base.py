@@ -1,0 +1,136 @@
+"""The adapter class with the defaults that hold for most families, the table of families, and the refusals."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ....common.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to reach the parts of a model.
+
+    model_types: `config.model_type` values it stands for. image_token_fields: config fields that hold the ids of image
+    or video placeholder tokens; empty for a text model. vision_inputs: forward arguments that carry pictures; they
+    belong to the pass that reads the image tokens and to no other.
+    bidirectional_prompt: prompt rows see later prompt rows, so the prompt cannot be read in two parts.
+    """
+
+    model_types: tuple[str, ...]
+    image_token_fields: tuple[str, ...] = ()
+    vision_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
+    bidirectional_prompt: bool = False
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The text decoder: the module whose `layers` are its blocks."""
+        return model.get_decoder()  # type: ignore[operator]
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        return list(self.decoder(model).layers)  # type: ignore[arg-type]
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a block; it has `layer_idx`."""
+        return layer.self_attn  # type: ignore[return-value]
+
+    def norm(self, model: nn.Module) -> nn.Module:
+        """The decoder's final norm."""
+        return self.decoder(model).norm  # type: ignore[return-value]
+
+    def generator(self, model: nn.Module) -> nn.Module:
+        """The module whose `forward` is a pass of `generate`, and whose `generate` makes the answer.
+
+        Where it is not the model itself, the model hands it embeddings, and `handed` says how.
+        """
+        return model
+
+    def handed(self, model: nn.Module, given: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+        """The generator's arguments for reading a prompt, from what a pass of the whole model would take: `given`.
+
+        told: the same for the prompt as the model handed it over, its `inputs_embeds` included.
+        """
+        return given
+
+    def across(self, config: Any) -> frozenset[int]:
+        """The layers that read the image by cross-attention, in place of tokens in the sequence. Nothing edits them."""
+        return frozenset()
+
+    def image_ids(self, config: Any) -> frozenset[int]:
+        found = (getattr(config, field, None) for field in self.image_token_fields)
+        return frozenset(token for token in found if token is not None)
+
+    def read_text(self, model: nn.Module, ids: Tensor, mask: Tensor) -> None:
+        """Run the decoder over a prompt without its image: ids and mask [B, m], left-padded. Nothing is returned or
+
+        cached; the caller's probes look. The decoder is called directly, so that no state of the outer model
+        (Qwen's rope offsets) changes.
+        """
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self.decoder(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+
+
+_FAMILIES: dict[str, Family] = {}
+_REFUSED: dict[str, str] = {}
+
+
+def register_family(family: Family) -> Family:
+    for name in family.model_types:
+        _FAMILIES[name] = family
+    return family
+
+
+def refuse(*model_types: str, reason: str) -> None:
+    """Say why some families cannot be edited yet."""
+    for name in model_types:
+        _REFUSED[name] = reason
+
+
+def _load() -> None:
+    if not _FAMILIES:
+        package = importlib.import_module(__package__ or "")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def families() -> list[str]:
+    """All model types that have an adapter."""
+    _load()
+    return sorted(_FAMILIES)
+
+
+def find_family(model: nn.Module) -> Family:
+    """The adapter of `model`. Raises UnsupportedModelError with the reason where there is none."""
+    _load()
+    config: Any = getattr(model, "config", None)
+    name = getattr(config, "model_type", type(model).__name__)
+    if name in _REFUSED:
+        raise UnsupportedModelError(f"model type '{name}' is not supported: {_REFUSED[name]}")
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        whole = "is" if text.model_type == name else f"speaks through '{text.model_type}', which is"
+        raise UnsupportedModelError(
+            f"model type '{name}' {whole} an encoder-decoder: image and answer meet in its cross-attention, which has no"
+            " plug point; use a decoder-only model"
+        )
+    if name not in _FAMILIES:
+        raise UnsupportedModelError(
+            f"model type '{name}' has no family adapter; known: {', '.join(sorted(_FAMILIES))}."
+            " Add one in sightline/plugin/families (see CONTRIBUTING.md)"
+        )
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+        raise UnsupportedModelError(
+            f"model type '{name}' has {', '.join(sorted(kinds))} layers: only softmax attention can be edited"
+        )
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        raise UnsupportedModelError(
+            f"model type '{name}' caps its attention logits (attn_logit_softcapping), which sdpa cannot do;"
+            " use a family without the cap"
+        )
+    return _FAMILIES[name]

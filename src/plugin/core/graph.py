@@ -1,0 +1,76 @@
+"""Passes that keep a graph from some layer on, so that a decoder can take gradients of their logits.
+
+`generate` runs without gradients; they are switched on behind the layers below, whose outputs then are constants, and
+off again with the pass. What a caller keeps of it, its cache above all, holds values and no graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import QuantizedCache
+from transformers.utils.quantization_config import QuantizationMethod
+
+from ...common.errors import UnsupportedModelError
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why no gradients can be taken through a model, with the mend; None if they can."""
+    method = getattr(model, "quantization_method", None)
+    narrow = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize < 2}
+    if narrow or (method is not None and method != QuantizationMethod.GGUF):  # GGUF files are read into plain weights
+        kind = ", ".join(sorted(narrow)) or f"quantised ({QuantizationMethod(method).value})"
+        return f"its weights are {kind}, whose kernels give none: load it in bfloat16, float16 or float32"
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        return (
+            "it is spread over processes by its heads (tensor parallel), which they do not cross: use device_map='auto'"
+        )
+    if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
+        return "it is compiled, which fixes the graph beforehand: attach to the model as it was before torch.compile"
+    return None
+
+
+def keeping_graph(original: Callable[..., Any], kwargs: Mapping[str, Any], layer: nn.Module) -> Any:
+    """A forward pass whose logits, in float32, have a graph down to what enters `layer`. All else of the output has none."""
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedModelError(
+            "gradients are needed and torch.inference_mode is on, which forbids them: use torch.no_grad instead"
+        )
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, QuantizedCache):
+        raise UnsupportedModelError(
+            "gradients are needed and a quantised cache gives none: leave cache_implementation='quantized' out"
+        )
+
+    def switch_on(module: nn.Module, args: tuple[Any, ...]) -> None:
+        torch.set_grad_enabled(True)
+
+    with torch.no_grad():
+        hook = layer.register_forward_pre_hook(switch_on)
+        try:
+            output = original(**kwargs)
+            logits = output.logits.float()
+        finally:
+            hook.remove()
+            _cut(cache)
+    _cut(output.get("past_key_values"))
+    return type(output)(**{**{name: _values(value) for name, value in output.items()}, "logits": logits})
+
+
+def _values(value: Any) -> Any:
+    """A tensor, or tensors in a tuple, without their graph."""
+    if isinstance(value, tuple):
+        return tuple(map(_values, value))
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _cut(cache: Any) -> None:
+    """Leave values without a graph in a cache."""
+    for layer in getattr(cache, "layers", ()):
+        for name in ("keys", "values"):
+            held = getattr(layer, name, None)
+            if isinstance(held, Tensor) and held.requires_grad:
+                setattr(layer, name, held.detach())

@@ -1,0 +1,319 @@
+"""What a model carries while something is attached: our attention on its decoder, its `forward` and `generate` wrapped.
+
+Everything is set on the instance and noted with the way back. No class is touched, and the config that carries the
+attention's name is a private copy, so another model built from the same config object notices nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...common.errors import LayoutError, SightlineError, UnsupportedModelError
+from ..calibration.files import Calibration, model_name
+from .attention import IMPLEMENTATION, SLOT, Plan, Stage, register
+from .edits import Input, InputProbe
+from .families import Family, find_family
+from .graph import obstacle
+from .method import ModelFacts
+from .shards import find_shard
+
+HOST = "_sightline_host"  # attribute of an attached model
+ENCODED = "mm_encoder_outputs"  # pictures that `generate` has already put through the vision tower
+
+
+class Attachment(Protocol):
+    """What the host asks of an attachment."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it edits anything; without, the model runs plain."""
+
+    def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """One forward pass of the model."""
+
+    def generating(self, ids: Any, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Around `generate` of these prompt ids [B, n] (None: not given) with these arguments."""
+
+    def generate(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], default: Any
+    ) -> Any:
+        """`generate` of the model, inside of that; `default` is its generation config."""
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """Around passes that score given answers."""
+
+    @property
+    def run(self) -> Any:
+        """The prompt batch under way."""
+
+
+class Host:
+    """One per model. Attachments stack; the innermost, the last of `plugs`, is in force."""
+
+    def __init__(self, model: nn.Module):
+        self.family: Family = find_family(model)
+        _check_loading(model)
+        register()
+        self.model = model
+        self.plugs: list[Attachment] = []
+        self.told: dict[str, Any] = {}  # what a model with another generator inside was called with
+        self.decoder = self.family.decoder(model)
+        self.layers = self.family.layers(model)
+        self.across = self.family.across(model.config)
+        self.attentions = [self.family.attention(layer) for layer in self.layers]
+        self.text_config = text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        self.stage = Stage(shard=find_shard(model, self.attentions, text.num_attention_heads, key_heads))
+        self._undo = ExitStack()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        raise SightlineError("an attached model cannot be copied, the copy would run the original: detach it first")
+
+    def facts(self, calibration: Calibration | None, **more: Any) -> ModelFacts:
+        """What methods and decoders may know of the model; `more` are the facts that the caller brings."""
+        config, text = self.model.config, self.text_config
+        if calibration is not None:
+            calibration.check(config.model_type, text.num_hidden_layers, text.num_attention_heads, text.hidden_size)  # type: ignore[union-attr,arg-type]
+        return ModelFacts(
+            name=model_name(self.model),
+            architecture=str(config.model_type),  # type: ignore[union-attr]
+            layers=len(self.layers),
+            heads=text.num_attention_heads,
+            hidden=text.hidden_size,
+            vocabulary=text.vocab_size,
+            calibration=calibration,
+            tied=bool(getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)),
+            no_gradients=obstacle(self.model),
+            across=self.across,
+            readout=self._readout,
+            pictures=(*self.family.vision_inputs, ENCODED),
+            **more,
+        )
+
+    def _readout(self, hidden: Tensor, norm: bool) -> Tensor:
+        """Logits of hidden states [.., hidden]; `norm`: after the decoder's final norm."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        logits = head(self.family.norm(self.model)(hidden) if norm else hidden)
+        cap = getattr(self.text_config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def add(self, plug: Attachment) -> None:
+        if not self.plugs:
+            try:
+                self._install()
+            except BaseException:
+                self._undo.close()
+                raise
+        self.plugs.append(plug)
+
+    def remove(self, plug: Attachment) -> None:
+        if plug in self.plugs:
+            self.plugs.remove(plug)
+            if not self.plugs:
+                self._undo.close()
+
+    def _install(self) -> None:
+        """Switch the text decoder to our attention and wrap the instance, noting how to undo each thing."""
+        self.override(self.model, HOST, self)
+        originals: dict[int, Any] = {}
+        private = copy.deepcopy(self.model.config, originals)
+        self.text_config = private.get_text_config()  # type: ignore[operator, union-attr]
+        self.text_config._attn_implementation_internal = IMPLEMENTATION
+        for module in self.model.modules():
+            config = module.__dict__.get("config")
+            if config is not None and id(config) in originals:
+                self.override(module, "config", originals[id(config)])
+        for attention in self.attentions:
+            self.override(attention, SLOT, self.stage)
+        generator: Any = self.family.generator(self.model)
+        if generator is not self.model:
+            for name in ("forward", "generate"):
+                if hasattr(self.model, name):
+                    self.override(self.model, name, self._telling(getattr(self.model, name)))
+        self.override(generator, "forward", self._wrapped_forward(generator.forward))
+        if hasattr(generator, "generate"):
+            self.override(generator, "generate", self._wrapped_generate(generator))
+
+    def override(self, module: nn.Module, name: str, value: Any) -> None:
+        """Set an instance attribute until the last attachment leaves; what was there is brought back."""
+        attributes = module.__dict__
+        if name in attributes:
+            self._undo.callback(attributes.__setitem__, name, attributes[name])
+        else:
+            self._undo.callback(attributes.pop, name, None)
+        attributes[name] = value
+
+    def _wrapped_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        named = _named(original)
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            kwargs, run = named(args, kwargs), original
+            embeds = kwargs.get("inputs_embeds")
+            if embeds is not None and kwargs.get("input_ids") is None and self.told.get("input_ids") is not None:
+                kwargs = {**kwargs, **self._told_for(embeds)}
+                run = self._handing(original, kwargs)
+            with _image_count_named():
+                return self.plugs[-1].forward(run, kwargs)
+
+        return forward
+
+    def _wrapped_generate(self, generator: Any) -> Callable[..., Any]:
+        original = generator.generate
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+            default = getattr(generator, "generation_config", None)
+            if self.told:
+                self.told["input_ids"] = ids
+            if self.plugs[-1].active:
+                _check_generate(ids, kwargs, default)
+                # Compiling would bake one prompt's plan into the graph.
+                kwargs.setdefault("disable_compile", True)
+            with _image_count_named(), self.plugs[-1].generating(ids, kwargs):
+                return self.plugs[-1].generate(original, args, kwargs, default)
+
+        return generate
+
+    def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A call of a model that hands its prompt to a generator inside, noted for that one's passes."""
+        named = _named(original)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before, self.told = self.told, named(args, kwargs)
+            try:
+                with _image_count_named():
+                    return original(*args, **kwargs)
+            finally:
+                self.told = before
+
+        return call
+
+    def _told_for(self, embeds: Tensor) -> dict[str, Any]:
+        """The ids, pictures and labels of the prompt that was handed over as embeddings [B, n, hidden]."""
+        ids = self.told["input_ids"]
+        ids = ids.repeat_interleave(len(embeds) // len(ids), dim=0)[:, -embeds.shape[1] :]
+        names = (*self.family.vision_inputs, ENCODED, "labels")
+        return {**{name: self.told[name] for name in names if name in self.told}, "input_ids": ids}
+
+    def _handing(self, original: Callable[..., Any], told: dict[str, Any]) -> Callable[..., Any]:
+        """The generator's forward for a prompt that the model told: it takes what a pass of the model would."""
+
+        @functools.wraps(original)
+        def forward(**given: Any) -> Any:
+            return original(**self.family.handed(self.model, given, told))
+
+        return forward
+
+    @contextmanager
+    def staged(self, plan: Plan, start: int, prompt: int) -> Iterator[None]:
+        """Carry out `plan` in the forward pass inside; `start` and `prompt` as in `Stage`."""
+        stage = self.stage
+        stage.plan = {layer: edits.on(stage.shard) for layer, edits in plan.items() if layer not in self.across}
+        stage.start, stage.prompt = start, prompt
+        with ExitStack() as hooks:
+            for index, layer in enumerate(self.layers):
+                for edit in plan[index].inputs if index in plan else ():
+                    handle = layer.register_forward_pre_hook(_input_hook(edit), with_kwargs=True)
+                    hooks.callback(handle.remove)
+            try:
+                yield
+            finally:
+                stage.plan = {}
+
+
+def _check_loading(model: nn.Module) -> None:
+    """Refuse a model that is not in memory, or whose attention was loaded with a kernel that takes no edits."""
+    # accelerate brings each weight when needed
+    offloaded = hasattr(model, "hf_device_map") or hasattr(model, "_hf_hook")
+    if not offloaded and any(p.is_meta for p in model.parameters()):
+        raise UnsupportedModelError(
+            "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"
+        )
+    text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    implementation = getattr(text, "_attn_implementation", None)
+    if implementation not in ("sdpa", "eager", IMPLEMENTATION, None):
+        raise UnsupportedModelError(
+            f"the text decoder runs attention as '{implementation}', which takes no edits: load the model with"
+            " attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')"
+        )
+
+
+def _named(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
+    """Turns the arguments of a call of `function` into named ones."""
+    signature = inspect.signature(function)
+
+    def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
+
+    return named
+
+
+def _check_generate(given: Any, kwargs: Mapping[str, Any], default: Any) -> None:
+    """Refuse the modes of `generate` that read the prompt in a way the layout cannot follow."""
+    if isinstance(given, Tensor) and given.shape[0] == 0:
+        raise LayoutError("the prompt batch is empty: pass at least one row")
+    generation = kwargs.get("generation_config") or default
+    for name, bad, mend in (
+        ("use_cache", lambda value: value is False, "leave use_cache on"),
+        ("prefill_chunk_size", lambda value: value is not None, "read the prompt in one piece"),
+        ("assistant_model", lambda value: value is not None, "generate without an assistant"),
+        ("assistant_early_exit", lambda value: value is not None, "generate without an assistant"),
+        ("prompt_lookup_num_tokens", lambda value: value is not None, "generate without prompt lookup"),
+        (
+            "guidance_scale",
+            lambda value: value not in (None, 1),
+            "its second prompt would replace the first one's edits",
+        ),
+    ):
+        value = kwargs.get(name, getattr(generation, name, None))
+        if bad(value):
+            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            raise UnsupportedModelError(f"generate({name}={shown}) cannot be combined with attention edits: {mend}")
+
+
+@contextmanager
+def _image_count_named() -> Iterator[None]:
+    """Say what a wrong number of image tokens means.
+
+    The model itself counts image features against placeholders, in words that differ by family: a ValueError that
+    names both, or a bare mismatch of shapes where Qwen lays out its positions and where a Q-Former's tokens do not suffice.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        text = str(error)
+        bare = ("shape mismatch: value tensor", "elements of source < number of ones in mask")
+        if ("features" in text and "tokens" in text) or any(words in text for words in bare):
+            raise LayoutError(
+                f"the picture and its placeholder tokens do not match ({text.splitlines()[0]}): build the prompt with this"
+                " model's processor and pass its whole output"
+            ) from error
+        raise
+
+
+def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if isinstance(edit, InputProbe):
+            edit.see(hidden)
+            return None
+        hidden = edit.change(hidden)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    return hook
+
+
+def host_of(model: Any) -> Host:
+    """The model's host, a new one if nothing is attached to it."""
+    return getattr(model, HOST, None) or Host(model)

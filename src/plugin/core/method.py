@@ -1,0 +1,190 @@
+"""What a method is: settings, and the edits it makes of them for each prompt.
+
+A `Method` lives as long as its attachment and holds nothing of any prompt. For every prompt batch it opens a `Session`,
+which holds all state of that prompt and is dropped with it, so that nothing can leak from one call into the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ...common.errors import CalibrationError, UnsupportedModelError
+from ..calibration.files import Calibration
+from .edits import Edit
+from .layout import Layout, Step
+
+
+class Settings(BaseModel):
+    """Base of a method's settings; a field's description is its documentation everywhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a method may know of the model: the shape of its text decoder and the calibration, if there is one."""
+
+    name: str
+    architecture: str
+    layers: int
+    heads: int
+    hidden: int
+    calibration: Calibration | None = None
+    query_words: Any = None  # content-word finder: (ids [B, n], query mask [B, n]) -> narrower mask
+    vocabulary: int = 0
+    tokenizer: Any = None
+    qformer_tokenizer: Any = None  # of a Q-Former that reads the question (InstructBLIP)
+    context: Any = None  # function from ids [B, n] to a mask of the prompt's context
+    emphasis: Any = None  # function from ids [B, n] to a mask of emphasised tokens, or texts that stand in the prompt
+    head_size: int | None = None
+    tower: Any = None  # the vision tower, a module
+    pictures: tuple[str, ...] = ()  # forward arguments that carry pictures
+    tied: bool = False  # the readout is the input embedding
+    no_gradients: str | None = None  # why gradients cannot be taken through the model
+    across: frozenset[int] = frozenset()  # layers that read the image by cross-attention; nothing edits them
+    readout: Any = None  # hidden states [.., hidden] -> logits; (states, norm: bool), norm: apply the final norm first
+
+    def need(self, section: str, method: str, kind: str = "method") -> Any:
+        """A calibration section. Raises CalibrationError that says which method lacks what."""
+        value = getattr(self.calibration, section) if self.calibration is not None else None
+        if value is None:
+            have = (
+                f"the calibration of '{self.calibration.model}' has none"
+                if self.calibration
+                else "there is no calibration"
+            )
+            raise CalibrationError(
+                f"{kind} '{method}' needs the calibration section '{section}' and {have}: pass calibration=PATH with that"
+                f" section for '{self.name}', or give the values in its own settings"
+            )
+        return value
+
+    def own(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the layers `numbers` whose keys are the sequence's tokens."""
+        return [number for number in numbers if number not in self.across]
+
+    def proportion(self, first: int, stop: int) -> list[int]:
+        """Layers `first:stop` of 32 in proportion, at least one before those that read an image are left out."""
+        start = min(round(self.layers * first / 32), self.layers - 1)
+        return self.own(range(start, max(round(self.layers * stop / 32), start + 1)))
+
+    def check_heads(self, pairs: Sequence[tuple[int, int]], what: str) -> tuple[tuple[int, int], ...]:
+        """Distinct (layer, query head) pairs. Raises CalibrationError for one that the model does not have, or that
+
+        belongs to a cross-attention layer.
+        """
+        for layer, head in pairs:
+            if not (0 <= layer < self.layers and 0 <= head < self.heads):
+                raise CalibrationError(
+                    f"{what} names head {layer}-{head}, but '{self.name}' has {self.layers} layers of {self.heads} heads"
+                )
+            self._check_own(layer, what)
+        return tuple(dict.fromkeys((layer, head) for layer, head in pairs))
+
+    def check_layers(self, numbers: Sequence[int], what: str) -> tuple[int, ...]:
+        """Sorted distinct layer numbers. Raises CalibrationError for one that the model does not have, or that reads the
+
+        image by cross-attention.
+        """
+        for number in numbers:
+            if not 0 <= number < self.layers:
+                raise CalibrationError(
+                    f"{what} names layer {number}, but '{self.name}' has {self.layers} (0..{self.layers - 1})"
+                )
+            self._check_own(number, what)
+        return tuple(sorted(set(numbers)))
+
+    def _check_own(self, layer: int, what: str) -> None:
+        if layer in self.across:
+            others = ", ".join(map(str, sorted(self.across)))
+            raise CalibrationError(
+                f"{what} names layer {layer} of '{self.name}', which reads the image by cross-attention and is left alone:"
+                f" name layers other than {others}"
+            )
+
+
+class Session:
+    """One method on one prompt batch."""
+
+    def read_text_edits(self) -> Mapping[int, Sequence[Edit]]:
+        """Probes for the extra pass over the prompt without its image; empty means no such pass is needed."""
+        return {}
+
+    def edits(self, step: Step) -> Mapping[int, Sequence[Edit]]:
+        """Edits by layer for one forward pass.
+
+        Asked for every pass that holds prompt rows (`step.reading`), then once for all decode passes, whose rows are
+        all answer rows. What depends on a single pass belongs into the edits' functions.
+        """
+        raise NotImplementedError
+
+    #: The edits of the last prompt row need something that the whole prompt's pass yields first (GIFT's saliency).
+    hold_back: bool = False
+    #: `edits` must see the last prompt row in the same pass as the other rows (VHR's choice of heads).
+    whole_prompt: bool = False
+
+    def report(self) -> dict[str, Any]:
+        """What the method decided for this prompt, for reports."""
+        return {}
+
+
+class Registered:
+    """What the registry knows of a method or a decoder. Subclasses describe themselves; the registry names them.
+
+    summary, source: one line each for listings. cost: extra passes and what runs per token. needs: calibration
+    sections. needs_image: refuses prompts without any image. weighs_image: weighs image tokens, which a model that reads
+    its image by cross-attention does not have. excludes: methods that cannot go with it, and why.
+    """
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    cost: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    needs_image: ClassVar[bool] = True
+    weighs_image: ClassVar[bool] = False
+    excludes: ClassVar[Mapping[str, str]] = {}
+    config: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Any, facts: ModelFacts):
+        """Bind settings to a model. Raises CalibrationError where a value is missing or does not fit."""
+        self.settings = settings
+        self.facts = facts
+        if self.weighs_image and facts.across:
+            raise UnsupportedModelError(
+                f"{self.kind} '{self.name}' weighs image tokens, and '{facts.name}' ({facts.architecture}) has none, it reads"
+                " its image by cross-attention: use vhr, or the decoders vcd and pai_guidance"
+            )
+
+
+Place = Literal["queries", "logits", "weights", "outputs"]
+
+
+class Method(Registered):
+    """A registered attention method. `acts` says what its edits change, which tells how it composes (`composition.py`)."""
+
+    kind = "method"
+    acts: ClassVar[Place]
+
+    def start(self, layout: Layout) -> Session:
+        """Open a session for a prompt batch."""
+        raise NotImplementedError
+
+    def around(self) -> AbstractContextManager[None]:
+        """Entered around every call of `generate`, and of the model outside it: to watch the vision tower, which runs
+
+        before a prompt's session opens.
+        """
+        return nullcontext()
+
+
+class Preprocessor(Registered):
+    """A registered step before `generate`."""
+
+    kind = "preprocessor"

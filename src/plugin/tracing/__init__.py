@@ -1,0 +1,1 @@
+"""What each generated token leans on, recorded and told."""

@@ -1,0 +1,1 @@
+"""What profiling shows a model."""

@@ -1,0 +1,1 @@
+"""The profiles, one file each."""

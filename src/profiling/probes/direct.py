@@ -1,0 +1,149 @@
+"""Forward passes under edits given by hand, and greedy decoding from prompts whose common beginning is read once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ...common.errors import UnsupportedModelError
+from ...models.prompt import common, text_tokenizer
+from ...plugin.attach import observe
+from ...plugin.core.attention import merge
+from ...plugin.core.edits import Edit
+from ...plugin.core.host import HOST, Host
+from ...plugin.core.method import Method, ModelFacts
+
+Edits = Mapping[int, Sequence[Edit]]  # by layer
+ANSWER = 50  # most tokens of an answer
+
+
+class Direct:
+    """A model whose passes each carry out the edits they are called with. A context manager.
+
+    A method's edits belong to one prompt and its cache; here the caller owns the cache, so that one prompt can be
+    continued under many edits, also as rows of one batch.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __enter__(self) -> Direct:
+        self._plug = observe(self.model, self._without_methods)
+        self._host: Host = self.model.__dict__[HOST]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._plug.detach()
+
+    def _without_methods(self, facts: ModelFacts) -> dict[str, Method]:
+        self.facts = facts
+        return {}
+
+    def need_gradients(self, what: str) -> None:
+        """Raises UnsupportedModelError where no gradients can be taken through the model."""
+        if self.facts.no_gradients is not None:
+            raise UnsupportedModelError(
+                f"{what} need gradients through '{self.facts.name}', but {self.facts.no_gradients}"
+            )
+
+    def __call__(self, edits: Edits, ids: Tensor, *, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
+        """Logits [B, q, vocabulary] of one pass over token ids [B, q] under `edits`.
+
+        `cache` is read and added to; `inputs` are further arguments of the model's forward.
+        """
+        start = 0 if cache is None else int(cache.get_seq_length())
+        place = {"input_ids": ids.to(self.model.device), "past_key_values": cache, "use_cache": cache is not None}
+        with self._host.staged(merge([edits]), start, 0):
+            return self._host.family.generator(self.model)(**place, **inputs).logits
+
+    @contextmanager
+    def without_layers(self, stop: int) -> Iterator[None]:
+        """Inside, layers below `stop` hand on what enters them: for passes that bring layer `stop` its input."""
+        with ExitStack() as undo:
+            for layer in self._host.layers[:stop]:
+                attributes = layer.__dict__
+                if "forward" in attributes:  # of a model that is spread over devices
+                    undo.callback(attributes.__setitem__, "forward", attributes["forward"])
+                else:
+                    undo.callback(attributes.pop, "forward", None)
+                attributes["forward"] = _hand_on
+            yield
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+class Reader:
+    """Reads prompts one after the other, each from where it parts from the one before, and answers them greedily."""
+
+    def __init__(self, direct: Direct, tokenizer: Any):
+        self.direct, self.tokenizer = direct, text_tokenizer(tokenizer)
+        self._cache = DynamicCache()  # without a config, so that no sliding layer drops what the next prompt shares
+        self._read: list[int] = []
+        config = getattr(direct.model, "generation_config", None)
+        ends = getattr(config, "eos_token_id", None)
+        self._ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+
+    @torch.no_grad()
+    def read(self, ids: Sequence[int]) -> None:
+        """Read a prompt plainly, all but its last token, with which the answer begins."""
+        prompt = list(ids[:-1])
+        shared = common(self._read, prompt)
+        self._cache.crop(-(int(self._cache.get_seq_length()) - shared))
+        if prompt[shared:]:
+            self._pass({}, torch.tensor([prompt[shared:]]), self._cache)
+        self._read, self._last = prompt, int(ids[-1])
+
+    @torch.no_grad()
+    def answer(
+        self, edits: Edits, rows: int = 1, *, most: int = ANSWER, each: Callable[[list[int]], None] | None = None
+    ) -> list[str]:
+        """The greedy answers of `rows` copies of the prompt that was read, with `edits` from its last token on.
+
+        An answer ends with an end token, a line or `most` tokens. `each` gets the token of every row after each step.
+        """
+        cache = self._cache
+        if rows > 1:
+            cache = copies(cache, rows)
+        tokens = torch.full((rows, 1), self._last)
+        said: list[list[int]] = [[] for _ in range(rows)]
+        texts, ended = [""] * rows, [False] * rows
+        for _ in range(most):
+            tokens = self._pass(edits, tokens, cache)
+            for row, token in enumerate(tokens[:, 0].tolist()):
+                if ended[row]:
+                    continue
+                said[row].append(token)
+                text = self.tokenizer.decode(said[row], skip_special_tokens=True).lstrip()
+                texts[row] = text.split("\n")[0]
+                ended[row] = token in self._ends or "\n" in text
+            if each is not None:
+                each(tokens[:, 0].tolist())
+            if all(ended):
+                break
+        return texts
+
+    def _pass(self, edits: Edits, ids: Tensor, cache: DynamicCache) -> Tensor:
+        """The next token [B, 1] after `ids` [B, q]."""
+        start = int(cache.get_seq_length())
+        positions = torch.arange(start, start + ids.shape[1], device=self.direct.model.device).expand(len(ids), -1)
+        try:
+            logits = self.direct(edits, ids, cache=cache, position_ids=positions, logits_to_keep=1)
+        except BaseException:
+            self._cache, self._read = DynamicCache(), []  # some layers have got the new tokens, others not
+            raise
+        return logits[:, -1].argmax(-1, keepdim=True)
+
+
+def copies(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A cache of `rows` copies of a cache of one row."""
+    copies = copy.deepcopy(cache)
+    copies.batch_repeat_interleave(rows)
+    return copies

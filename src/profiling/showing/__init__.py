@@ -1,0 +1,1 @@
+"""Calibration files as maps and tables."""

@@ -1,0 +1,192 @@
+"""Captions and yes/no questions about pictures whose objects are known: what tuning scores a configuration by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...benchmarks.public.chair import Chair, Vocabulary, chair
+from ...benchmarks.public.pope import Question, build, pope, statistics, wording
+from ...common.errors import SightlineError
+from ...common.pictures import open_image
+from ...common.readers import Notes
+from ...common.statistics import Blend, Score
+from ...models.prompting import ask
+from ...models.samples import TESTBED, Example, Sample
+from ..data.examples import examples
+from ..pace import Pace
+from ..probes.naming import vocabulary
+
+CAPTION_TOKENS, ANSWER_TOKENS = 128, 5
+HIGHER = {
+    "chair_i": False,
+    "chair_s": False,
+    "recall": True,
+    "precision": True,
+    "f1": True,
+    "accuracy": True,
+    "words": True,
+}
+"""The scores of an exam, and whether more is better."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The scores of one configuration, and the replies that they are of."""
+
+    chair: Chair
+    accuracy: Score
+
+    @property
+    def ratios(self) -> dict[str, Score]:
+        """What can be resampled over pictures."""
+        ours = {
+            "chair_i": "i",
+            "chair_s": "s",
+            "recall": "recall",
+            "precision": "precision",
+            "f1": "f1",
+            "words": "words",
+        }
+        found: dict[str, Score] = {name: self.chair.ratios[key] for name, key in ours.items()}
+        return {**found, "accuracy": self.accuracy}
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Rates are fractions; words are a mean per caption; accuracy is the mean of POPE's three splits."""
+        return {name: float(score.value) for name, score in self.ratios.items()}
+
+
+@dataclass
+class Exam:
+    """One caption for every example, and questions after its objects in three splits."""
+
+    examples: Sequence[Example]
+    words: Vocabulary
+    truths: list[set[str]]
+    questions: dict[str, list[Question]]
+    pace: Pace = field(default_factory=lambda: Pace(8))
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], *, seed: int = 0, pairs: int = 2, pace: Pace | None = None) -> Exam:
+        """Objects are those with boxes, and those that a caption by people names; `pairs` there and `pairs` not are
+
+        asked about.
+
+        Raises:
+            SightlineError: no object is known.
+        """
+        if not any(example.objects for example in examples):
+            raise SightlineError("tuning needs pictures whose objects are known: give boxes, as JSON lines or COCO")
+        words = vocabulary(examples)
+        truths = [
+            {region.label for region in example.objects} | {one.name for one in words.mentions(example.caption or "")}
+            for example in examples
+        ]
+        questions = build(truths, *statistics(truths), pairs=pairs, seed=seed)
+        return cls(examples, words, truths, questions, pace or Pace(8))
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts one sitting has."""
+        return len(self.examples) + len(self._asked)
+
+    @property
+    def _asked(self) -> list[Question]:
+        """Each distinct question once."""
+        return list(dict.fromkeys(one for split in self.questions.values() for one in split))
+
+    def sit(
+        self,
+        model: Any,
+        processor: Any,
+        config: Mapping[str, Any] | None,
+        *,
+        calibration: Any = None,
+        name: str = "",
+        advance: Callable[[int], None] = lambda prompts: None,
+    ) -> Marks:
+        """Ask the model under a configuration; None is the plain model.
+
+        Args:
+            name: what the configuration is called where memory runs out.
+            advance: called with the number of prompts that were answered.
+
+        Raises:
+            SightlineError: the configuration does not fit the model.
+        """
+        from ...plugin.attach import attach
+
+        asked = self._asked
+        samples = [Sample(str(i), wording(one.name), self.examples[one.image].image) for i, one in enumerate(asked)]
+        attached = (
+            nullcontext() if config is None else attach(model, config, calibration=calibration, processor=processor)
+        )
+        with attached:
+            captions = self._ask(model, processor, self.examples, CAPTION_TOKENS, name, advance)
+            said = dict(zip(asked, self._ask(model, processor, samples, ANSWER_TOKENS, name, advance), strict=True))
+        count = len(self.examples)
+        splits = [
+            pope(split, [said[one] for one in split], count).ratios["accuracy"] for split in self.questions.values()
+        ]
+        return Marks(chair(captions, self.truths, self.words), Blend.mean(splits))
+
+    def _ask(
+        self,
+        model: Any,
+        processor: Any,
+        samples: Sequence[Sample],
+        new_tokens: int,
+        name: str,
+        advance: Callable[[int], None],
+    ) -> list[str]:
+        said: list[str] = []
+        work = lambda some: ask(model, processor, some, new_tokens)  # noqa: E731
+        for replies, _ in self.pace.over(samples, work, name=name):
+            said += map(str, replies)
+            advance(len(replies))
+        return said
+
+    def pictures(self) -> dict[str, str]:
+        """SHA-256 of every picture's pixels, and which example it is of."""
+        found = {}
+        for example in self.examples:
+            image = open_image(example.image) if isinstance(example.image, Path) else example.image
+            assert image is not None
+            found[hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()] = example.id
+        return found
+
+
+def exams(
+    data: str,
+    samples: int,
+    report: str | None,
+    report_samples: int,
+    *,
+    seed: int,
+    batch: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Exam, Exam | None]:
+    """What to tune on and what to report on: other pictures of the same folder, or test scenes, unless `report` says.
+
+    Raises:
+        SightlineError: a folder cannot be used, or has no pictures left to report on.
+    """
+    notes, more = Notes(), report_samples if report is None and data != TESTBED else 0
+    found = examples(data, samples + more, seed=seed, sees=True, notes=notes)
+    shown, rest = found[:samples], found[samples:]
+    if report_samples and (report is not None or data == TESTBED):
+        rest = examples(report or TESTBED, report_samples, seed=seed, sees=True, notes=notes, split="test")
+    for line in notes.lines():
+        say(line)
+    if report_samples and not rest:
+        raise SightlineError(
+            f"{data} has no pictures beyond the {samples} that are tuned on: lower --samples, name others with"
+            " --report, or do without a report (--report-samples 0)"
+        )
+    pace = Pace(batch, say)
+    return Exam.of(shown, seed=seed, pace=pace), Exam.of(rest, seed=seed, pace=pace) if report_samples else None

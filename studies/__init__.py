@@ -1,0 +1,1 @@
+"""Experiments of the project itself; not part of the package."""

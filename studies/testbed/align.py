@@ -1,0 +1,96 @@
+"""Stages 2 and 3: the text model learns how scenes are described, then, briefly, to look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sightline.testbed.data import TOKENS
+from sightline.testbed.sprites import CATEGORIES
+from torch import nn
+
+from .loop import autocast
+from .packs import IMAGE_START, encode
+from .tower import to_pixels
+
+
+class Speaker(nn.Module):
+    """The trained parts of a LLaVA (text model, head, projector); the frozen tower hangs outside its parameters."""
+
+    tower: nn.Module
+
+    def __init__(self, llava: Any) -> None:
+        super().__init__()
+        self.text = llava.model.language_model
+        self.head = llava.lm_head
+        self.projector = llava.model.multi_modal_projector
+        object.__setattr__(self, "tower", llava.model.vision_tower)
+
+    def forward(self, payload: dict[str, np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood and weight of every target token of a batch of packs, two (N,) tensors."""
+        ids = torch.as_tensor(payload["ids"], device=device)
+        weight = torch.as_tensor(payload["weight"], device=device)
+        seen = torch.as_tensor(payload["seen"], device=device)
+        bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -1e4)
+        embedded = self.text.embed_tokens(ids)
+        with autocast(device):
+            if "pixels" in payload:
+                learns = next(self.tower.parameters()).requires_grad
+                with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                    pixels = to_pixels(payload["pixels"], device)
+                    features = self.tower(pixels, output_hidden_states=True).hidden_states[-1]
+                image = self.projector(features).to(embedded.dtype)
+                after = IMAGE_START + TOKENS
+                embedded = torch.cat([embedded[:, :IMAGE_START], image, embedded[:, after:]], dim=1)
+            states = self.text(
+                inputs_embeds=embedded,
+                attention_mask=bias,
+                position_ids=torch.as_tensor(payload["positions"], device=device),
+                use_cache=False,
+            ).last_hidden_state
+            rows = weight > 0
+            logits = self.head(states[rows]).float()
+        target = torch.roll(ids, -1, dims=1)[rows]
+        return nn.functional.cross_entropy(logits, target, reduction="none"), weight[rows]
+
+
+class Whole(nn.Module):
+    """Everything that the last stage trains: a speaker and the tower that it looks through."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        super().__init__()
+        self.speaker, self.tower = speaker, speaker.tower
+
+
+def loss(
+    speaker: Speaker, payload: dict[str, np.ndarray], device: torch.device
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted mean over target tokens."""
+    each, weight = speaker(payload, device)
+    return (each * weight).sum() / weight.sum(), {}
+
+
+def word_targets(speaker: Speaker) -> torch.Tensor:
+    """(C + 1, D): the mean input embedding of the words of each object's name; background is zero."""
+    weight = speaker.text.embed_tokens.weight.detach()
+    names = [weight[list(encode(name))].mean(0) for name in CATEGORIES]
+    return torch.stack([*names, torch.zeros_like(names[0])])
+
+
+def projector_loss(
+    speaker: Speaker, targets: torch.Tensor, payload: dict[str, np.ndarray], device: torch.device
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Distance of each projected patch to the words of what it shows, relative to the length of those words.
+
+    The projector alone learns here, as in the first half of LLaVA's recipe: pictures start out in the language of the
+    text model, so that the joint stage can be short.
+    """
+    mix = torch.as_tensor(payload["coverage"], device=device).float()
+    mix[..., -1] /= 3
+    aim = (mix / mix.sum(-1, keepdim=True)) @ targets
+    with autocast(device):
+        with torch.no_grad():
+            features = speaker.tower(to_pixels(payload["pixels"], device), output_hidden_states=True).hidden_states[-1]
+        image = speaker.projector(features).float()
+    return (image - aim).square().sum(-1).mean() / targets[:-1].square().sum(-1).mean(), {}

@@ -1,0 +1,198 @@
+"""Many question-answer pairs about one picture in one sequence, at little more than the price of one.
+
+A pack is ``<s> USER: [image]`` and then branches. A branch sees the shared start and itself only, as if it had been
+asked alone; a follow-up branch also sees the caption before it. Positions restart after what a branch can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import numpy as np
+from sightline.testbed.data import TOKENS, draw_batch, stream
+from sightline.testbed.kinds import KINDS, plural
+from sightline.testbed.model import SPECIAL, build_tokenizer
+from sightline.testbed.scenes import scene_key
+from sightline.testbed.sprites import CATEGORIES
+from sightline.testbed.text import CAPTION_PROMPT, CAPTION_PROMPTS, COUNT_WORDS, caption, count_question, question
+
+BOS, EOS, IMAGE = (SPECIAL.index(token) for token in ("<s>", "</s>", "<image>"))
+OBJECT_WEIGHT = 3.0
+IMAGE_START = 4  # "<s> ▁USER : ▁" come before the image tokens
+
+
+@lru_cache(maxsize=65_536)
+def encode(text: str) -> tuple[int, ...]:
+    """Token ids of a text that follows another, without <s>."""
+    return tuple(_core().encode(text, add_special_tokens=False).ids)
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    return build_tokenizer().backend_tokenizer
+
+
+@lru_cache(maxsize=1)
+def _object_tokens() -> frozenset[int]:
+    """Tokens that name objects; in captions they carry what is seen, so they weigh more than the words around them."""
+    names = (form for name in CATEGORIES for form in (name, plural(name)))
+    return frozenset(token for form in names for token in encode(form))
+
+
+@dataclass
+class Pack:
+    """Flat arrays of one sequence: ids, positions, branch and parent of each token, and its weight as a target."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    branch: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+    _ends: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, image: bool) -> Pack:
+        """The shared start, with or without the place for an image."""
+        pack = cls()
+        ids = [BOS, *encode("USER:"), *([*encode(" ")[-1:], *[IMAGE] * TOKENS] if image else [])]
+        pack._extend(ids, range(len(ids)), 0, 0, [0.0] * len(ids))
+        pack._ends[0] = len(ids)
+        return pack
+
+    def ask(self, prompt: str, answer: str, *, after: int = 0, word: float = 1.0, tail: float = 1.0) -> int:
+        """Add a branch; `after` names the caption it follows (0: asked alone). Its last two tokens weigh `tail`."""
+        own = max(self.branch) + 1
+        asked = [*(encode("USER:") if after else ()), *encode(prompt), *encode("ASSISTANT:")]
+        said = [*encode(answer), EOS]
+        words = [OBJECT_WEIGHT if token in _object_tokens() else word for token in said[:-2]]
+        start = self._ends[after]
+        weight = [0.0] * len(asked) + words + [tail] * 2
+        self._extend([*asked, *said], range(start, start + len(asked) + len(said)), own, after, weight)
+        self._ends[own] = start + len(asked) + len(said) - 1  # a follow-up comes where </s> was
+        return own
+
+    def _extend(self, ids: list[int], positions: range, branch: int, parent: int, weight: list[float]) -> None:
+        self.ids += ids
+        self.positions += positions
+        self.branch += [branch] * len(ids)
+        self.parent += [parent] * len(ids)
+        self.weight += weight
+
+
+def collate(packs: list[Pack], hidden: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Pad packs to one length and say who sees whom.
+
+    Returns ids and positions (B, T), seen (B, 1, T, T) bool, and targets: weight (B, T) of predicting the next token.
+    `hidden` (B, 64) marks image tokens that nobody may look at.
+    """
+    width = -(-max(len(pack.ids) for pack in packs) // 8) * 8
+    ids, positions, branch, parent = (np.zeros((len(packs), width), dtype=np.int64) for _ in range(4))
+    weight = np.zeros((len(packs), width), dtype=np.float32)
+    branch -= 1  # padding belongs to no branch
+    for row, pack in enumerate(packs):
+        n = len(pack.ids)
+        ids[row, :n], positions[row, :n] = pack.ids, pack.positions
+        branch[row, :n], parent[row, :n], weight[row, :n] = pack.branch, pack.parent, pack.weight
+    same = branch[:, :, None] == branch[:, None, :]
+    start = (branch == 0)[:, None, :]
+    follows = (parent[:, :, None] == branch[:, None, :]) & (ids != EOS)[:, None, :]
+    seen = (same | start | follows) & np.tri(width, dtype=bool)
+    if hidden is not None:
+        image = slice(IMAGE_START, IMAGE_START + TOKENS)
+        seen[:, IMAGE_START + TOKENS :, image] &= ~hidden[:, None, :]
+    # Weights move one to the left: position t carries the weight of predicting token t + 1 of its own branch.
+    return {"ids": ids, "positions": positions, "seen": seen[:, None], "weight": np.roll(weight, -1, axis=1)}
+
+
+def text_pack(rng: np.random.Generator, captions: int = 4) -> Pack:
+    """Descriptions without any picture: 4 to 8 objects that the scene type expects, in proportion to its weights."""
+    pack = Pack.begin(image=False)
+    kinds = list(KINDS)
+    for _ in range(captions):
+        kind = kinds[int(rng.integers(len(kinds)))]
+        names, weights = list(KINDS[kind].expected), np.array(list(KINDS[kind].expected.values()))
+        race = np.argsort(rng.standard_exponential(len(names)) / weights)
+        number = int(rng.integers(4, 9))
+        counts = {names[i]: 1 + int(rng.random() < 0.15) for i in race[:number]}
+        prompt = CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))]
+        pack.ask(prompt, caption(kind, counts, rng))
+    return pack
+
+
+def image_pack(
+    kind: str,
+    objects: list[tuple[str, float]],
+    rng: np.random.Generator,
+    questions: int = 6,
+    tempting: float = 0.0,
+) -> Pack:
+    """A caption, four questions asked alone, two after the caption and a count, all about one scene.
+
+    Objects come by falling salience, a little shuffled. A share `tempting` of the questions about absent objects asks
+    for one that the scene type expects.
+    """
+    salience: dict[str, float] = {}
+    number: dict[str, int] = {}
+    for name, value in objects:
+        salience[name] = max(value, salience.get(name, 0.0))
+        number[name] = number.get(name, 0) + 1
+    noisy = {name: np.log(value + 1) + 0.2 * rng.standard_normal() for name, value in salience.items()}
+    order = sorted(noisy, key=lambda name: -noisy[name])
+    counts = {name: number[name] for name in order}
+    pack = Pack.begin(image=True)
+    asked = CAPTION_PROMPT if rng.random() < 0.5 else CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))]
+    told = pack.ask(asked, caption(kind, counts, rng))
+    absent = [name for name in CATEGORIES if name not in number]
+    expected = [name for name in KINDS[kind].expected if name not in number]
+    for i in range(questions):
+        after = told if i >= questions - 2 else 0
+        if i % 2:
+            name, answer = order[int(rng.integers(len(order)))], "Yes."
+        else:
+            pool = expected if expected and rng.random() < tempting else absent
+            name, answer = pool[int(rng.integers(len(pool)))], "No."
+        pack.ask(question(name, rng), answer, after=after, word=1.0, tail=0.1)
+    name = order[int(rng.integers(len(order)))] if rng.random() < 0.8 else absent[int(rng.integers(len(absent)))]
+    pack.ask(count_question(name), COUNT_WORDS[min(number.get(name, 0), 9)].capitalize() + ".", word=0.5, tail=0.1)
+    return pack
+
+
+def draw_packs(job: tuple[str, int, int, int, float, float]) -> dict[str, np.ndarray]:
+    """Scenes and their packs for one step; a share of up to `blind` of each picture's patches is hidden."""
+    split, start, size, seed, blind, tempting = job
+    drawn = draw_batch((split, start, size, seed))
+    rng = np.random.default_rng([scene_key(split, start, seed), 1])
+    packs = [image_pack(kind, objects, rng, tempting=tempting) for kind, objects in drawn["scenes"]]
+    hidden = rng.random((size, TOKENS)) < blind * rng.random((size, 1))
+    return {"pixels": drawn["pixels"], **collate(packs, hidden)}
+
+
+def draw_text(job: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Text-only packs for one step."""
+    step, size, seed = job
+    rng = np.random.default_rng([seed, step, 2])
+    return collate([text_pack(rng) for _ in range(size)])
+
+
+def text_batches(start: int, batch: int, seed: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Text-only batches from step `start` on."""
+    return stream(draw_text, ((step, batch, seed) for step in count(start)), workers)
+
+
+def image_batches(
+    start: int,
+    batch: int,
+    seed: int,
+    workers: int,
+    *,
+    offset: int,
+    blind: float,
+    tempting: float = 0.0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Picture batches from step `start` on, from training scenes `offset` onwards (unseen by the tower)."""
+    jobs = (("train", offset + step * batch, batch, seed, blind, tempting) for step in count(start))
+    return stream(draw_packs, jobs, workers)
