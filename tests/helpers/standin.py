@@ -1,0 +1,119 @@
+"""A stand-in for the embedded testbed whose replies are known."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import sightline
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+WORLD = ["dog", "cat", "bus", "cup", "fork", "sink"]
+
+
+class Model:
+    """Replies to (image number, prompt): it hallucinates a fork, unless attached to something mild."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self) -> None:
+        self.mode: Any = None
+        self.said: list[str] = []
+        self.calls: list[tuple[Any, int]] = []
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"weight": torch.arange(3.0)}
+
+    def generate(self, input_ids: Any, pixel_values: Any, max_new_tokens: int, do_sample: bool) -> torch.Tensor:
+        assert not do_sample
+        self.calls.append((self.mode, len(input_ids)))
+        replies = []
+        for ids, pixels in zip(input_ids, pixel_values, strict=True):
+            prompt = "".join(chr(i) for i in ids if i)
+            names = sorted(SCENES[round(float(pixels.mean()) * 255)].names)
+            extra = [] if self.mode in ("mild", "silent") else ["fork"]
+            if "describe" in prompt:
+                kept = names[:1] if self.mode == "silent" else names
+                replies.append("A <b>photo</b> & a " + ", a ".join([*kept, *extra]) + ".")
+            else:
+                replies.append(
+                    "Yes" if any(f" {name}?" in prompt for name in [*names, *extra]) else "No, there is none"
+                )
+        self.said += replies
+        last = torch.arange(len(self.said) - len(replies), len(self.said)).unsqueeze(1) + 1000
+        return torch.cat([input_ids, last], dim=1)
+
+
+class Processor:
+    def __init__(self, model: Model) -> None:
+        self.model, self.tokenizer = model, SimpleNamespace(padding_side="right")
+
+    def __call__(self, images: list[Any], text: list[str], padding: bool, return_tensors: str) -> BatchFeature:
+        assert padding
+        assert return_tensors == "pt"
+        assert self.tokenizer.padding_side == "left"
+        width = max(map(len, text))
+        ids = torch.tensor([[0] * (width - len(row)) + [ord(c) for c in row] for row in text])
+        pixels = torch.tensor([image.getpixel((0, 0))[0] / 255 for image in images]).view(-1, 1)
+        return BatchFeature({"input_ids": ids, "pixel_values": pixels})
+
+    def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
+        return [f" {self.model.said[int(row[0]) - 1000]}" for row in ids]
+
+
+def scene(index: int) -> SimpleNamespace:
+    names = frozenset(WORLD[(index + k) % 4] for k in range(2))
+    image = Image.new("RGB", (8, 8), (index, 0, 0))
+    return SimpleNamespace(image=image, names=names, index=index, split="test", seed=0)
+
+
+SCENES = [scene(index) for index in range(12)]
+
+
+@contextmanager
+def attach(model: Model, config: Any, *, processor: Any = None, **_: Any) -> Iterator[Any]:
+    ((name, _fields),) = config["methods"][-1].items()
+    model.mode = name
+    try:
+        yield SimpleNamespace(report=lambda: {name: {"head_map": [[0.0, 1.0], [0.5, 0.0]]} if name == "mild" else {}})
+    finally:
+        model.mode = None
+
+
+@pytest.fixture
+def testbed(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """Put the stand-in in the place of the embedded testbed and of `attach`."""
+    model = Model()
+    fake: Any = ModuleType("sightline.testbed")
+    fake.CATEGORIES, fake.SYNONYMS = tuple(WORLD), {name: name for name in WORLD}
+    fake.CAPTION_PROMPT, fake.QUESTION = "describe", "Is there a {}?"
+    fake.asked = []
+
+    def scenes(split: str, n: int, *, seed: int = 0, start: int = 0) -> list[Any]:
+        fake.asked.append(split)
+        return SCENES[:n]
+
+    fake.scenes = scenes
+    fake.frequency = lambda: {name: 1 - 0.1 * k for k, name in enumerate(WORLD)}
+    fake.cooccurrence = lambda: {name: {"fork": 0.9, "sink": 0.2} for name in WORLD}
+    fake.prompt = lambda processor, question: f"<user> {question}"
+    fake.load = lambda dtype, device: (model, Processor(model))
+    monkeypatch.setitem(sys.modules, "sightline.testbed", fake)
+    monkeypatch.setattr(sightline, "testbed", fake, raising=False)
+    monkeypatch.setattr(sightline, "attach", attach, raising=False)
+    model.testbed = fake  # type: ignore[attr-defined]
+    return model
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text("wild:\n  methods: [{wild: {}}]\nmild:\n  methods: [{mild: {alpha: 2}}]\n")
+    return path
