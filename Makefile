@@ -1,20 +1,26 @@
-# make demo: the embedded model with and without the plugin.  make test: the test suite.  make check: lint and types.
+# make demo: the embedded model with and without the plugin.  make test: a covering part of the tests, in minutes.
+# make test-all: every combination.  make check: lint, imports, types, generated pages.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test check docs install clean
+.PHONY: demo test test-all check docs install clean
 
 demo: install
 	$(BIN)/sightline demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-all: install
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m ""
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	cd $(VENV)/types && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p sightline
 	$(BIN)/python -m sightline.cli.docs --check
 

@@ -1,7 +1,9 @@
 """Sightline: training-free, inference-time edits that make vision-language models hallucinate less.
 
-`attach` puts a configuration to work on a Hugging Face model for a `with` block, `wrap` keeps it on. Names are imported
-on first use, so that `import sightline` and the shell's `--help` stay instant.
+`attach` puts a configuration to work on a Hugging Face model for a `with` block, `wrap` keeps it on. Who writes a method
+takes `Method`, `Session`, `Settings`, `register` and the edits from here; who writes a decoder, `Decoder`, `Contrast`,
+`Branch` and `register_decoder`. Names are imported on first use, so that `import sightline` and the shell's `--help`
+stay instant.
 """
 
 from __future__ import annotations
@@ -12,29 +14,73 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .common.errors import CalibrationError, ConfigError, LayoutError, SightlineError, UnsupportedModelError
     from .plugin.attach import Plug, attach, unwrap, wrap
+    from .plugin.branches.branch import Branch
+    from .plugin.branches.decoder import Contrast, Decoder, register_decoder
     from .plugin.calibration.files import Calibration
     from .plugin.config import Config, methods
+    from .plugin.core.edits import (
+        Add,
+        Bias,
+        Disperse,
+        Edit,
+        Gain,
+        Input,
+        InputProbe,
+        Mass,
+        OutputProbe,
+        Reweight,
+        Rows,
+        Shift,
+        WeightProbe,
+    )
+    from .plugin.core.layout import Layout, Step
+    from .plugin.core.method import Method, ModelFacts, Session, Settings
+    from .plugin.core.registry import register
     from .plugin.methods.emphasis import unmark
     from .plugin.reading.score import Score, score
     from .preprocessing.carve import Carving, carve, carve_all, carved_inputs
 
 __version__ = "0.1.0"
 __all__ = [
+    "Add",
+    "Bias",
+    "Branch",
     "Calibration",
     "CalibrationError",
     "Carving",
     "Config",
     "ConfigError",
+    "Contrast",
+    "Decoder",
+    "Disperse",
+    "Edit",
+    "Gain",
+    "Input",
+    "InputProbe",
+    "Layout",
     "LayoutError",
+    "Mass",
+    "Method",
+    "ModelFacts",
+    "OutputProbe",
     "Plug",
+    "Reweight",
+    "Rows",
     "Score",
+    "Session",
+    "Settings",
+    "Shift",
     "SightlineError",
+    "Step",
     "UnsupportedModelError",
+    "WeightProbe",
     "attach",
     "carve",
     "carve_all",
     "carved_inputs",
     "methods",
+    "register",
+    "register_decoder",
     "score",
     "unmark",
     "unwrap",
@@ -42,14 +88,94 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Plug", "attach", "unwrap", "wrap"), "plugin.attach"),
-    **dict.fromkeys((n for n in __all__ if n.endswith("Error")), "common.errors"),
-    "Calibration": "plugin.calibration.files",
-    "Config": "plugin.config",
-    "methods": "plugin.config",
-    "unmark": "plugin.methods.emphasis",
-    **dict.fromkeys(("Score", "score"), "plugin.reading.score"),
-    **dict.fromkeys(("Carving", "carve", "carve_all", "carved_inputs"), "preprocessing.carve"),
+    **dict.fromkeys(
+        (
+            "Plug",
+            "attach",
+            "unwrap",
+            "wrap",
+        ),
+        "plugin.attach",
+    ),
+    **dict.fromkeys(
+        (
+            "CalibrationError",
+            "ConfigError",
+            "LayoutError",
+            "SightlineError",
+            "UnsupportedModelError",
+        ),
+        "common.errors",
+    ),
+    **dict.fromkeys(("Calibration",), "plugin.calibration.files"),
+    **dict.fromkeys(
+        (
+            "Config",
+            "methods",
+        ),
+        "plugin.config",
+    ),
+    **dict.fromkeys(("unmark",), "plugin.methods.emphasis"),
+    **dict.fromkeys(
+        (
+            "Score",
+            "score",
+        ),
+        "plugin.reading.score",
+    ),
+    **dict.fromkeys(
+        (
+            "Carving",
+            "carve",
+            "carve_all",
+            "carved_inputs",
+        ),
+        "preprocessing.carve",
+    ),
+    **dict.fromkeys(
+        (
+            "Add",
+            "Bias",
+            "Disperse",
+            "Edit",
+            "Gain",
+            "Input",
+            "InputProbe",
+            "Mass",
+            "OutputProbe",
+            "Reweight",
+            "Rows",
+            "Shift",
+            "WeightProbe",
+        ),
+        "plugin.core.edits",
+    ),
+    **dict.fromkeys(
+        (
+            "Layout",
+            "Step",
+        ),
+        "plugin.core.layout",
+    ),
+    **dict.fromkeys(
+        (
+            "Method",
+            "ModelFacts",
+            "Session",
+            "Settings",
+        ),
+        "plugin.core.method",
+    ),
+    **dict.fromkeys(("register",), "plugin.core.registry"),
+    **dict.fromkeys(("Branch",), "plugin.branches.branch"),
+    **dict.fromkeys(
+        (
+            "Contrast",
+            "Decoder",
+            "register_decoder",
+        ),
+        "plugin.branches.decoder",
+    ),
 }
 
 

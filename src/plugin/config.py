@@ -42,9 +42,9 @@ class Config(BaseModel):
             return source
         if isinstance(source, Mapping):
             return _parse(source, "the configuration", None)
-        if isinstance(source, str) and source in DECODERS.known():
+        if isinstance(source, str) and source in DECODERS:
             return cls(decoder=(source, DECODERS.find(source).config()))
-        if isinstance(source, str) and source in METHODS.known():
+        if isinstance(source, str) and source in METHODS:
             return cls(methods=((source, METHODS.find(source).config()),))
         if not isinstance(source, str | Path):
             raise ConfigError(
@@ -117,12 +117,12 @@ def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[s
         raise ConfigError(f"{where}: '{key}' must be a {kind}'s name or one name with its settings (got {entry!r})")
     ((name, values),) = entry.items()
     other = DECODERS if registry is METHODS else METHODS
-    if name not in registry.known() and name in other.known():
+    if name not in registry and name in other:
         home = "decoder: NAME" if other is DECODERS else "methods: [NAME]"
         raise ConfigError(
             f"{where}: '{key}': '{name}' is a {other.kind}: write it as {home.replace('NAME', str(name))}"
         )
-    if name not in registry.known():
+    if name not in registry:
         _refuse_preprocessor(name, f"{where}: '{key}': ")
     try:
         schema = registry.find(str(name)).config
@@ -140,7 +140,7 @@ def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[s
 
 def _refuse_preprocessor(name: Any, where: str = "") -> None:
     """Say where a name belongs that is no part of a configuration."""
-    if name in PREPROCESSORS.known():
+    if name in PREPROCESSORS:
         raise ConfigError(
             f"{where}'{name}' is a preprocessor, which runs before generate: call sightline.{name}(...), or pass --{name} to"
             " sightline generate"

@@ -32,7 +32,7 @@ def test_template_method_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> N
     code = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     sightline.methods()
-    monkeypatch.setattr(registry.METHODS, "_known", dict(registry.METHODS._known))
+    monkeypatch.setattr(registry.METHODS, "_registered", dict(registry.METHODS._registered))
     exec(compile(code[1], "CONTRIBUTING.md", "exec"), {"__name__": "template"})
     assert "brighten" in sightline.methods()
 
@@ -81,7 +81,7 @@ def _image_mass(case: tiny.TinyCase, inputs: dict[str, torch.Tensor], factor: fl
             session.edits = edits  # type: ignore[method-assign, assignment]
             return session
 
-    registry.METHODS._known["look"] = Look
+    registry.METHODS._registered["look"] = Look
     Look.name = "look"
     with torch.no_grad(), sightline.attach(case.model, {"methods": [{"brighten": {"factor": factor}}, "look"]}):
         case.model(**inputs)

@@ -19,6 +19,7 @@ from sightline import LayoutError
 
 from tests.helpers import naive, tiny
 from tests.helpers.engine import NEW, Answer, Snapshot, assert_message, calibration, entry, generate, prompts, shared
+from tests.helpers.matrix import covering
 from tests.helpers.naive import SETUPS
 
 #: A sliding window; positions in three parts; a prompt handed on; layers across. The other tests take llava_gqa.
@@ -29,7 +30,7 @@ CASES = [
     for name, setup in SETUPS.items()
     if (shared(family).has_images or not setup.image) and not (family == "mllama" and name in ("avisc", "cgvlm"))
 ]
-every_case = pytest.mark.parametrize(("family", "name"), CASES, ids=["-".join(case) for case in CASES])
+every_case = pytest.mark.parametrize(("family", "name"), covering(CASES))
 every_decoder = pytest.mark.parametrize("name", SETUPS)
 
 
@@ -111,7 +112,7 @@ def test_the_caller_sees_its_own_rows_only(family: str, name: str) -> None:
         assert index in images or layer.keys.shape[2] in (length + NEW - 1, getattr(layer, "sliding_window", 0) - 1)
 
 
-@pytest.mark.parametrize(("family", "name"), [case for case in CASES if not SETUPS[case[1]].edits])
+@pytest.mark.parametrize(("family", "name"), covering([case for case in CASES if not SETUPS[case[1]].edits]))
 def test_the_cache_holds_the_plain_models_keys(family: str, name: str) -> None:
     """The base's rows are the plain model's: forced along the same tokens they leave the same cache."""
     case = shared(family)

@@ -371,3 +371,31 @@ def answer(texts: list[str], emphasis: Any) -> Any:
 
 def directions(size: int, count: int) -> list[list[float]]:
     return [[0.5] * size] * count
+
+
+def before_mark(row: Row) -> Array:
+    """Mask [length]: the token before the last one with a question mark behind the image."""
+    marked = np.zeros(row.length, dtype=bool)
+    first = max(np.flatnonzero(row.image), default=-1) + 1
+    places = [j for j in range(first, row.length) if row.ids[j] % 7 == 2]
+    if places and places[-1] > 0:
+        marked[places[-1] - 1] = True
+    return marked
+
+
+def scaled(gains: Array, rows: str = "all") -> Rule:
+    """o_h := g_h o_h in the named rows, which is the same factor on all weights of the row."""
+
+    def rule(layer: Layer, row: Row) -> Array:
+        out = plain(layer, row).copy()
+        count = out.shape[1]
+        chosen = np.ones(count, dtype=bool)
+        if rows != "all":
+            chosen[:] = False
+            chosen[: row.length] = before_mark(row) if rows == "question_mark" else row.span
+        for h in range(len(out)):
+            for i in np.flatnonzero(chosen):
+                out[h, i] *= gains[layer.number, h]
+        return out
+
+    return rule

@@ -32,6 +32,7 @@ from tests.helpers.engine import (
     prompts,
     shared,
 )
+from tests.helpers.matrix import covering
 from tests.helpers.modes import MODES
 
 PLAIN: list[Any] = []
@@ -58,8 +59,8 @@ SINGLE = [(family, name) for family in VISION for name in METHODS if fits(name, 
 SINGLE += [(family, name) for family in TEXT for name in BLIND]
 CASES = SINGLE + [(family, name) for family in COMPOSED_FAMILIES for name in COMPOSITIONS]
 SEEING = [case for case in CASES if case[0] in VISION]
-every_case = pytest.mark.parametrize(("family", "setup"), CASES, ids=["-".join(case) for case in CASES])
-every_seeing_case = pytest.mark.parametrize(("family", "setup"), SEEING, ids=["-".join(case) for case in SEEING])
+every_case = pytest.mark.parametrize(("family", "setup"), covering(CASES))
+every_seeing_case = pytest.mark.parametrize(("family", "setup"), covering(SEEING))
 
 
 class Collector:

@@ -135,7 +135,7 @@ def configuration(item: str) -> dict[str, Any] | str:
     names = [name.strip() for name in item.split("+")]
     if not all(names):
         raise ConfigError(f"empty name in --methods {item!r}: write for example vhr,var,vhr+gift")
-    chosen = [name for name in names if name in DECODERS.known()]
+    chosen = [name for name in names if name in DECODERS]
     if len(chosen) > 1:
         raise ConfigError(f"--methods {item!r} names {' and '.join(chosen)}: at most one decoder runs at a time")
     decoder: dict[str, Any] = {"decoder": {chosen[0]: {}}} if chosen else {}

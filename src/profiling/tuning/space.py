@@ -55,7 +55,7 @@ class Space:
         found: dict[str, Any] = {}
         for label, (_, choice) in self.open.items():
             method, setting = label.split(".")
-            registry = METHODS if method in METHODS.known() else DECODERS
+            registry = METHODS if method in METHODS else DECODERS
             default = registry.find(method).config.model_fields[setting].get_default(call_default_factory=True)
             if isinstance(choice, list) and default in choice:
                 found[label] = choice.index(default)
@@ -119,9 +119,9 @@ def _open(place: tuple[Any, ...], entry: Any, where: str) -> Iterator[tuple[str,
     if not isinstance(entry, dict) or len(entry) != 1 or not isinstance(next(iter(entry.values())) or {}, dict):
         raise ConfigError(f"{where}: expected one name with its settings, got {entry!r}")
     ((method, settings),) = entry.items()
-    if method not in METHODS.known() and method not in DECODERS.known():
+    if method not in METHODS and method not in DECODERS:
         raise ConfigError(f"{where}: there is no method or decoder {method!r}")
-    schema = (METHODS if method in METHODS.known() else DECODERS).find(method).config
+    schema = (METHODS if method in METHODS else DECODERS).find(method).config
     for setting, choice in (settings or {}).items():
         label = f"{method}.{setting}"
         if setting not in schema.model_fields:

@@ -21,14 +21,11 @@ from tests.helpers.rules import (
     RANDOM_GAINS,
     SOME,
     Array,
-    Layer,
-    Row,
-    Rule,
     compare,
     encoded,
     every_family,
     gain_table,
-    plain,
+    scaled,
     tokenizer,
 )
 
@@ -42,34 +39,6 @@ class Speller:
 
     def decode(self, ids: list[int]) -> str:
         return "".join("so?" if token % 7 == 2 else "so" for token in ids)
-
-
-def before_mark(row: Row) -> Array:
-    """Mask [length]: the token before the last one with a question mark behind the image."""
-    marked = np.zeros(row.length, dtype=bool)
-    first = max(np.flatnonzero(row.image), default=-1) + 1
-    places = [j for j in range(first, row.length) if row.ids[j] % 7 == 2]
-    if places and places[-1] > 0:
-        marked[places[-1] - 1] = True
-    return marked
-
-
-def scaled(gains: Array, rows: str = "all") -> Rule:
-    """o_h := g_h o_h in the named rows, which is the same factor on all weights of the row."""
-
-    def rule(layer: Layer, row: Row) -> Array:
-        out = plain(layer, row).copy()
-        count = out.shape[1]
-        chosen = np.ones(count, dtype=bool)
-        if rows != "all":
-            chosen[:] = False
-            chosen[: row.length] = before_mark(row) if rows == "question_mark" else row.span
-        for h in range(len(out)):
-            for i in np.flatnonzero(chosen):
-                out[h, i] *= gains[layer.number, h]
-        return out
-
-    return rule
 
 
 # --- FAITH, arXiv 2402.19103 -----------------------------------------------------------------------------------------
