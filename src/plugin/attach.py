@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import ConfigError
-from .branches import thin
 from .branches.decoder import DECODERS, Decoder
 from .calibration.files import Calibration, find_shipped
 from .calibration.sections import Grounding
@@ -21,8 +20,8 @@ from .core.layout import QueryFinder, TurnFinder
 from .core.method import Method, ModelFacts
 from .core.registry import METHODS
 from .methods.emphasis import Emphasised
-from .reading.batch import Run
-from .reading.run import Runner
+from .reading.runner import Runner
+from .reading.strategies import Contrasted, Reading
 from .tracing.trace import Tracer, TraceSettings
 from .tracing.words import Tagger, content_words, spacy_tagger
 
@@ -51,12 +50,13 @@ class Plug:
 
     def report(self) -> dict[str, dict[str, Any]]:
         """What each method and the decoder decided for the last prompt batch, by method name; empty before the first."""
-        run = self._runner.run
-        if run is None:
+        reading = self._runner.reading
+        if reading is None:
             return {}
-        reports = {name: session.report() for name, session in zip(self._runner.methods, run.sessions, strict=True)}
-        if run.contrast is not None and self._runner.decoder is not None:
-            reports[self._runner.decoder.name] = run.contrast.report()
+        sessions = zip(self._runner.methods, reading.prompt.sessions, strict=True)
+        reports = {name: session.report() for name, session in sessions}
+        if isinstance(reading, Contrasted) and self._runner.decoder is not None:
+            reports[self._runner.decoder.name] = reading.contrast.report()
         return reports
 
     @property
@@ -110,9 +110,9 @@ class Plug:
         return self._runner.decoder
 
     @property
-    def run(self) -> Run | None:
+    def reading(self) -> Reading | None:
         """The prompt batch under way, None before the first."""
-        return self._runner.run
+        return self._runner.reading
 
     @property
     def active(self) -> bool:
@@ -194,8 +194,6 @@ def attach(
     tracer = None if tracing is None else Tracer(tracing, facts)
     plug = Plug(host, parsed, Runner(host, methods, decoder, query, tracer))
     host.add(plug)
-    if decoder is not None:
-        thin.install(host)
     return plug
 
 

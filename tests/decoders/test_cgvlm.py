@@ -9,6 +9,7 @@ import sightline
 import torch
 from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError
 from sightline.decoders.cgvlm import random_pixels
+from sightline.plugin.reading.strategies import Ahead
 
 from tests.helpers import naive, tiny
 from tests.helpers.engine import NEW, calibration, entry, generate, prompts, shared
@@ -113,13 +114,12 @@ def test_what_runs_ahead_is_freed_with_the_cache() -> None:
     case = shared("llava_gqa")
     with sightline.attach(case.model, config(), **OPTIONS) as plug:
         out = case.model.generate(**prompts(case, "one"), max_new_tokens=2, return_dict_in_generate=True)
-        assert plug.run is not None
-        assert plug.run.ahead is not None
-        assert plug.run.ahead.get_seq_length() == out.past_key_values.get_seq_length()
+        assert isinstance(plug.reading, Ahead)
+        assert plug.reading.unedited.get_seq_length() == out.past_key_values.get_seq_length()
         gone = weakref.ref(out.past_key_values)
         del out
         assert gone() is None
-        assert plug.run.ahead is None
+        assert plug.reading.unedited.get_seq_length() == 0
 
 
 def test_random_pixels() -> None:

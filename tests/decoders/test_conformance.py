@@ -240,9 +240,9 @@ def test_the_branch_is_freed_with_the_cache(name: str) -> None:
         gone = weakref.ref(out.past_key_values)
         del out
         assert gone() is None, "something else holds the cache"
-        run = plug.run
-        assert run is not None
-        kept = [value for value in vars(run.twin).values() if isinstance(value, dict)] if run.twin else []
+        assert plug.reading is not None
+        fork = getattr(plug.reading, "fork", None)
+        kept = [value for value in vars(fork.cache).values() if isinstance(value, dict)] if fork else []
         assert not [t for store in kept for pair in store.values() if isinstance(pair, tuple) for t in pair]
 
 

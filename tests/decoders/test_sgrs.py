@@ -11,6 +11,7 @@ import torch
 import transformers as tf
 from sightline import CalibrationError, ConfigError, UnsupportedModelError
 from sightline.decoders.sgrs import drawing_law
+from sightline.plugin.reading.strategies import Contrasted
 
 from tests.helpers import naive, tiny
 from tests.helpers.engine import METHODS, NEW, calibration, entry, fits, generate, prompts, shared
@@ -89,8 +90,8 @@ def test_no_graph_is_left(way: str, wanting: bool) -> None:
     with sightline.attach(case.model, SGRS) as plug:
         out = WAYS[way](case.model, prompts(case, "padded"))
         assert torch.is_grad_enabled()
-        assert plug.run is not None
-        contrast: Any = plug.run.contrast
+        assert isinstance(plug.reading, Contrasted)
+        contrast: Any = plug.reading.contrast
         assert not contrast.weights
         assert not any(held.requires_grad for held in contrast.memory.values())
     held = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]

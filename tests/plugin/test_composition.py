@@ -26,6 +26,7 @@ from sightline.plugin.core.edits import (
     WeightProbe,
 )
 from sightline.plugin.core.layout import Step
+from sightline.plugin.reading.strategies import Apart
 
 from tests.helpers import naive
 from tests.helpers.engine import METHODS, assert_message, calibration, entry, fits, generate, prompts, shared
@@ -74,11 +75,13 @@ def test_a_method_acts_where_it_says(name: str) -> None:
     inputs = prompts(case, "padded")
     with sightline.attach(case.model, {"methods": [entry(name)]}, calibration=calibration(case)) as plug:
         generate(case.model, inputs)
-        run = plug.run
+        run = plug.reading
         assert run is not None
         length = run.layout.length
         steps = [Step(run.layout, 0, length), Step(run.layout, length, 1)]
-        edits: list[Edit] = [e for step in steps for layer in run.sessions[0].edits(step).values() for e in layer]
+        edits: list[Edit] = [
+            e for step in steps for layer in run.prompt.sessions[0].edits(step).values() for e in layer
+        ]
     acting = [edit for edit in edits if not isinstance(edit, PROBES)]
     assert acting
     assert all(isinstance(edit, EDITS[METHODS[name].acts]) for edit in acting)
@@ -119,6 +122,4 @@ def test_a_decoder_says_whether_its_copy_reads_a_prompt_of_its_own(setup: str) -
     facts = calibration(case, **naive.SECTIONS)
     with sightline.attach(case.model, config, calibration=facts, **chosen.options) as plug:
         generate(case.model, prompts(case, "padded"))
-        assert plug.run is not None
-        twin = plug.run.twin
-        assert (twin is not None and not twin.branch.carries) == DECODERS.find(chosen.name).own_prompt
+        assert isinstance(plug.reading, Apart) == DECODERS.find(chosen.name).own_prompt

@@ -1,4 +1,4 @@
-"""What a branch is: a weakened copy of the model beside it, as data. `twin.py` carries it through a prompt.
+"""What a branch is: a weakened copy of the model beside it, as data. `fork.py` carries it through a prompt.
 
 How the copy gets its prompt:
 

@@ -93,8 +93,8 @@ def merge(plans: Sequence[Mapping[int, Sequence[Edit]]]) -> Plan:
     return {layer: LayerPlan.of([e for plan in plans for e in plan.get(layer, ())]) for layer in layers}
 
 
-class Fork(Protocol):
-    """What attention asks of a branch whose rows ride along in the pass (`decoders/twin.py`)."""
+class Rider(Protocol):
+    """What attention asks of a branch that rides along in the pass (`branches/rider.py`)."""
 
     def rides(self, layer: int) -> bool:
         """Whether the layer's tensors hold the branch's rows too."""
@@ -112,7 +112,7 @@ class Stage:
     plan: Plan = field(default_factory=dict)  # for these heads
     start: int = 0  # absolute position of the first query row
     prompt: int = 0  # number of prompt positions, padding included
-    fork: Fork | None = None
+    rider: Rider | None = None
     shard: Shard | None = None  # which heads this process computes; None: all
 
 
@@ -176,8 +176,8 @@ def attention(
     """sdpa with the edits of `module`'s layer. Shapes as in `Call`; returns the head outputs [B, q, H, d] and None."""
     stage: Stage | None = module.__dict__.get(SLOT)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if stage is not None and stage.fork is not None and stage.fork.rides(layer):
-        return stage.fork.attend(stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
+    if stage is not None and stage.rider is not None and stage.rider.rides(layer):
+        return stage.rider.attend(stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
     plan = stage.plan.get(layer) if stage is not None else None
     if stage is None or plan is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

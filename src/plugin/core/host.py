@@ -51,7 +51,7 @@ class Attachment(Protocol):
         """Around passes that score given answers."""
 
     @property
-    def run(self) -> Any:
+    def reading(self) -> Any:
         """The prompt batch under way."""
 
 

@@ -16,7 +16,7 @@ from ..branches.positions import Positions
 from ..branches.prompts import SEEN
 from ..core.families import find_family
 from ..core.host import HOST
-from .batch import cache_undone
+from .prompt import cache_undone
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
         with positions.noted():
             given = {**inputs, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
             first = model(**given, logits_to_keep=1, return_dict=True).logits[:, -1:].float().log_softmax(-1)
-        run = None if host is None else host.plugs[-1].run
+        reading = None if host is None else host.plugs[-1].reading
         results: list[list[Score]] = [[] for _ in continuations]
         for number in range(max(map(len, continuations))):
             rows = [list(answers[number]) if number < len(answers) else [] for answers in continuations]
@@ -75,7 +75,7 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
             if width > 1:
                 seen = torch.cat([mask, shown[:, :-1].to(mask)], dim=1)
                 places = (seen.cumsum(-1) - 1)[:, mask.shape[1] :]
-                with cache_undone(cache), nullcontext() if run is None else run.undone(), positions.continued():
+                with cache_undone(cache), nullcontext() if reading is None else reading.undone(), positions.continued():
                     given = {
                         "attention_mask": seen,
                         "position_ids": places,

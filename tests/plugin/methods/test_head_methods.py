@@ -86,7 +86,7 @@ def faith_report(texts: list[str]) -> Any:
     config = {"methods": [{"faith": {"head_list": SOME}}]}
     with sightline.attach(case.model, config, processor=tokenizer()) as plug:
         together = generate(case.model, encoded(texts))
-        return together, plug.report()["faith"]["rows"], plug.run.sessions[0].rows
+        return together, plug.report()["faith"]["rows"], plug.reading.prompt.sessions[0].rows
 
 
 def test_the_token_before_the_last_question_mark_is_found_in_text() -> None:

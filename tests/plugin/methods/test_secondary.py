@@ -137,8 +137,8 @@ def test_what_is_not_listed_changes_no_bit(name: str) -> None:
     for chosen, known in ways:
         with sightline.attach(case.model, {"methods": [{method: chosen}]}, calibration=known) as plug:
             answers.append(generate(case.model, case.batch))
-            assert plug.run is not None
-            assert plug.run.sessions[0].boostable.probes(Step(plug.run.layout, 0, 3)) == {}  # type: ignore[attr-defined]
+            assert plug.reading is not None
+            assert plug.reading.prompt.sessions[0].boostable.probes(Step(plug.reading.layout, 0, 3)) == {}  # type: ignore[attr-defined]
     assert all(answer.same_bits(answers[0]) for answer in answers)
     with sightline.attach(case.model, {"methods": [{method: options}]}, calibration=listed(case)):
         assert not generate(case.model, case.batch).same_bits(answers[0])
@@ -211,8 +211,8 @@ def test_families(family: str, setup: str) -> None:
     batch = prompts(case, "images")
     with sightline.attach(case.model, {"methods": SETUPS[setup]}, calibration=known) as plug:
         together = generate(case.model, batch)
-        assert plug.run is not None
-        masks = plug.run.sessions[-1].boostable  # type: ignore[attr-defined]
+        assert plug.reading is not None
+        masks = plug.reading.prompt.sessions[-1].boostable  # type: ignore[attr-defined]
         left_out = [(masks.layout.image & ~masks[layer]).sum() for layer in masks.layers]
         assert 0 < sum(left_out) < len(left_out) * masks.layout.image.sum()
         for i in range(3):

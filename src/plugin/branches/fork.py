@@ -1,0 +1,132 @@
+"""A branch on one prompt batch: how it reads its prompt, and what it rides along on behind it.
+
+A `Branch` says how the copy differs; a `Fork` carries it through one prompt batch, in the model's own passes (`rider.py`)
+or, over a prompt of its own, in one pass for each copy. The caller's cache holds the model's rows and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ..core.attention import LayerPlan, Stage
+from ..core.edits import Edit, InputProbe, OutputProbe, WeightProbe
+from ..core.layout import Layout, Step
+from ..core.shards import Shard
+from .branch import Branch, Edits
+from .cache import BranchCache, ForkedCache, below
+from .positions import Positions
+from .rider import ExtraPosition, ExtraRows, Rider
+
+PROBES = (InputProbe, WeightProbe, OutputProbe)
+
+
+class Fork:
+    """A branch on one prompt batch. It has B rows for each of its copies, N in all, those of the first copy first."""
+
+    def __init__(
+        self, branch: Branch, layout: Layout, carried: Callable[[Step], Sequence[Edits]], across: frozenset[int]
+    ):
+        """carried: the methods' edits of a pass. across: layers that read the image by cross-attention."""
+        self.branch, self.layout, self.across = branch, layout, across
+        self.copies = max(1, len(branch.prompts))
+        self.cache = BranchCache(layout.valid, layout.length - (branch.prompt == "shared"))
+        self._carried = carried
+        self._decode_plan: dict[int, LayerPlan | None] = {}
+
+    def rides_in(self, step: Step) -> bool:
+        """Whether its rows are part of this pass of the model."""
+        if not step.reading or self.branch.prompt == "beside":
+            return True
+        return self.branch.prompt == "shared" and step.start + step.count == self.layout.length
+
+    def ride(
+        self, original: Callable[..., Any], kwargs: Mapping[str, Any], stage: Stage, decoder: nn.Module, step: Step
+    ) -> tuple[Any, Tensor]:
+        """Run a pass of the model with the branch aboard: the model's output, and the branch's logits [N, T, V]."""
+        if step.start == 0 and self.branch.prompt == "beside":
+            self.cache.length = step.count  # a prompt read in two parts: the rest is grown
+        shared_prompt = step.reading and self.branch.prompt == "shared"
+        rider: Rider = ExtraPosition(self, step) if shared_prompt else ExtraRows(self, step)
+        cache = kwargs.get("past_key_values")
+        forked = ForkedCache(DynamicCache(config=decoder.config) if cache is None else cache, rider)  # type: ignore[arg-type]
+        kept = kwargs.get("logits_to_keep")
+        if shared_prompt and isinstance(kept, int) and kept:
+            kwargs = {**kwargs, "logits_to_keep": kept + 1}  # the branch's token stands behind the model's
+        with rider.aboard(list(decoder.layers), stage):  # type: ignore[arg-type]
+            output = original(**{**kwargs, "past_key_values": forked, "use_cache": True, "return_dict": True})
+        logits, weak = rider.split(output.logits, rider.along)
+        wanted = cache is not None or kwargs.get("use_cache") is not False
+        base: dict[str, Any] = {"logits": logits, "past_key_values": forked.base if wanted else None}
+        if output.get("hidden_states") is not None:
+            base["hidden_states"] = tuple(map(rider.model_part, output.hidden_states))
+        return type(output)(**{**output, **base}), weak  # built anew: an output keeps what is set to None
+
+    def read(
+        self,
+        original: Callable[..., Any],
+        kwargs: dict[str, Any],
+        model: nn.Module,
+        decoder: nn.Module,
+        positions: Positions,
+    ) -> Tensor:
+        """Read its copies' own prompts, each in a pass whose end `positions` tells; the caller stages its edits.
+
+        Returns logits [N, 1, V].
+        """
+        masks, logits, caches = [], [], []
+        for rewrite in self.branch.prompts:
+            cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+            own = rewrite(kwargs)
+            own |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
+            if "logits_to_keep" in inspect.signature(original).parameters:
+                own["logits_to_keep"] = 1
+            with positions.ended_alike(), _unchanged(model, "rope_deltas"):
+                output = original(**own)
+            masks.append(own["attention_mask"].bool())
+            logits.append(output.logits[:, -1:])
+            caches.append(cache.layers)
+        valid = below(masks, 1)
+        self.cache.begin(valid, valid.shape[1])
+        for number, layers in enumerate(zip(*caches, strict=True)):
+            if all(layer.is_initialized for layer in layers):  # one that reads an image has nothing where there is none
+                keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+                self.cache.prompt[number] = below(keys, 2), below(values, 2)
+        return torch.cat(logits)
+
+    def left_out(self, layer: int) -> bool:
+        """Whether the layer reads an image, and the branch's own prompt has none: the model leaves it out then."""
+        return layer in self.across and not self.branch.carries and layer not in self.cache.prompt
+
+    def plan(self, layer: int, step: Step, shard: Shard | None) -> LayerPlan | None:
+        """The branch's edits of a layer: those of the methods, if it carries them, and its own."""
+        if not step.reading and layer in self._decode_plan:
+            return self._decode_plan[layer]
+        carried = self._carried(step) if self.branch.carries else ()
+        edits: list[Edit] = [e for plan in carried for e in plan.get(layer, ()) if not isinstance(e, PROBES)]
+        edits += self.branch.edits(step).get(layer, ())
+        plan = LayerPlan.of(edits).on(shard) if edits else None
+        if not step.reading:
+            self._decode_plan[layer] = plan
+        return plan
+
+    def select(self, rows: Tensor) -> None:
+        """Take these batch rows, for each copy, as a beam search does with the model's."""
+        self.cache.select(torch.cat([rows + copy * self.layout.batch for copy in range(self.copies)]))
+
+
+@contextmanager
+def _unchanged(model: nn.Module, attribute: str) -> Iterator[None]:
+    """Bring back what a forward pass notes on the model about the prompt it read (Qwen's rope offsets)."""
+    noted = [(m, m.__dict__[attribute]) for m in model.modules() if attribute in m.__dict__]
+    try:
+        yield
+    finally:
+        for module, value in noted:
+            setattr(module, attribute, value)

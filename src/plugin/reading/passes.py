@@ -1,0 +1,113 @@
+"""In which passes the model reads its own prompt: one, or two where the last row needs what the others yield first.
+
+`generate` asks for the last row alone: all tokens but the last are read, then the last one is. A forward that wants more
+than that, or a method that must see all rows together, costs a pass of its own before, in which the methods that hold
+back edit nothing of the last row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..branches.positions import Positions
+from ..core.attention import merge
+from ..core.families import Family
+from ..core.host import ENCODED, Host
+from ..core.layout import Step
+from .prompt import Edits, Prompt
+
+POSITIONED = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids", "cache_position")
+Call = Callable[..., Any]
+Pass = Callable[[Call, dict[str, Any], Step], Any]  # one pass with everything that belongs to it
+
+
+class Whole:
+    """The prompt in one pass."""
+
+    def read(self, run: Pass, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
+        """Read the prompt by passes of `run`; `step` is all of it. Returns the last pass's output."""
+        return run(original, kwargs, step)
+
+
+class Rehearsed(Whole):
+    """The prompt in a pass that keeps nothing, where methods see what they need, and then in `then`."""
+
+    def __init__(self, host: Host, prompt: Prompt, watched: Callable[[Step], Sequence[Edits]], then: Whole):
+        self.host, self.prompt, self.watched, self.then = host, prompt, watched, then
+
+    def read(self, run: Pass, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
+        layout, sessions = self.prompt.layout, self.prompt.sessions
+        plans = [session.edits(Step(layout, 0, layout.length - session.hold_back)) for session in sessions]
+        unkept = {"attention_mask": layout.valid.long(), "use_cache": False, "past_key_values": None, "labels": None}
+        with self.host.staged(merge([*plans, *self.watched(step)]), 0, layout.length):
+            original(**{**kwargs, **unkept})
+        return self.then.read(run, original, kwargs, step)
+
+
+class LastApart(Whole):
+    """All tokens of the prompt but the last, then the last one."""
+
+    def __init__(self, host: Host):
+        self.host = host
+
+    def read(self, run: Pass, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
+        count, layout = step.count, step.layout
+        first, last = _split(kwargs, count, self.host.family)
+        seen = layout.valid.long()  # the model prepares what each kind of layer and cache needs
+        positions = Positions(self.host.decoder)
+        with positions.noted():
+            run(original, {**first, "attention_mask": seen[:, :-1]}, Step(layout, step.start, count - 1))
+        if last.get("position_ids") is None and positions.last.ndim > 2:
+            last["position_ids"] = positions.last + 1  # Qwen lays out the whole mask's, where it is not told
+        return run(original, {**last, "attention_mask": seen}, Step(layout, step.start + count - 1, 1))
+
+
+def passes_of(
+    host: Host,
+    prompt: Prompt,
+    kwargs: Mapping[str, Any],
+    step: Step,
+    watched: Callable[[Step], Sequence[Edits]] = lambda step: (),
+    one_row: bool = False,
+) -> Whole:
+    """How this prompt is read. watched: what a decoder must see rehearsed, too; one_row: it wants the last row apart."""
+    held_back = any(session.hold_back for session in prompt.sessions)
+    splits = _wants_last_row(kwargs) and not host.family.bidirectional_prompt
+    if step.count == 1 or not (held_back or (one_row and splits)):
+        return Whole()
+    prompt.layout.require_left_padding()
+    way = LastApart(host) if splits else Whole()
+    if splits and not any(session.whole_prompt for session in prompt.sessions):
+        return way
+    return Rehearsed(host, prompt, watched, way)
+
+
+def _wants_last_row(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a forward is one of `generate`: a cache to fill and nothing wanted but the last row's logits."""
+    plain = kwargs.get("labels") is None and kwargs.get("return_dict") is not False
+    keep = kwargs.get("logits_to_keep")
+    return (
+        plain
+        and not kwargs.get("output_hidden_states")
+        and isinstance(keep, int)
+        and keep == 1
+        and kwargs.get("past_key_values") is not None
+    )
+
+
+def _split(kwargs: Mapping[str, Any], length: int, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments for all but the last prompt token, with the pictures, and for the last, without them."""
+    first, last = dict(kwargs), {k: v for k, v in kwargs.items() if k not in (*family.vision_inputs, ENCODED)}
+    for name in POSITIONED:
+        value = kwargs.get(name)
+        if isinstance(value, Tensor):
+            first[name], last[name] = value[..., : length - 1], value[..., length - 1 :]
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is not None:
+        first["inputs_embeds"], last["inputs_embeds"] = embeds[:, : length - 1], embeds[:, length - 1 :]
+    if "token_type_ids" in last:
+        last["token_type_ids"] = None  # they mark pictures in the prompt's mask; a token behind a cache has none
+    return first, last
