@@ -44,12 +44,12 @@ class CAD(Decoder):
 
     def __init__(self, settings: CADSettings, facts: ModelFacts):
         super().__init__(settings, facts)
-        if facts.context is None and (settings.begin is None or settings.end is None):
+        if facts.marks.context is None and (settings.begin is None or settings.end is None):
             raise ConfigError(
                 "cad does not know the context: pass attach(context=FUNCTION), which marks its tokens, or set 'begin' and"
                 " 'end' to the texts around it"
             )
-        if facts.context is None and facts.tokenizer is None:
+        if facts.marks.context is None and facts.text.tokenizer is None:
             raise ConfigError("cad finds 'begin' and 'end' in the prompt's text: pass processor=... to attach")
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
@@ -58,7 +58,7 @@ class CAD(Decoder):
     def context(self, layout: Layout) -> Tensor:
         """Which tokens are the context [B, n]. Raises LayoutError for a row in which none is, or all are."""
         facts = self.facts
-        marked = facts.context(layout.ids) if facts.context is not None else self._between_marks(layout)
+        marked = facts.marks.context(layout.ids) if facts.marks.context is not None else self._between_marks(layout)
         if not isinstance(marked, Tensor) or marked.shape != layout.ids.shape:
             shape = list(marked.shape) if isinstance(marked, Tensor) else type(marked).__name__
             raise LayoutError(f"the context function returned {shape}: return a mask of shape {list(layout.ids.shape)}")
@@ -83,7 +83,7 @@ class CAD(Decoder):
         marked = torch.zeros_like(layout.valid)
         for row, valid in enumerate(layout.valid):
             positions = valid.nonzero().flatten().tolist()
-            text, spans = characters(self.facts.tokenizer, layout.ids[row, positions].tolist())
+            text, spans = characters(self.facts.text.tokenizer, layout.ids[row, positions].tolist())
             mark = text.find(settings.begin)
             start = mark + len(settings.begin)
             stop = text.find(settings.end, start)

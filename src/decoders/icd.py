@@ -67,12 +67,12 @@ class ICD(Decoder):
                 raise ConfigError(
                     f"icd.instruction_ids names token {unknown[0]}, but '{facts.name}' knows 0..{facts.vocabulary - 1}"
                 )
-        elif facts.tokenizer is None:
+        elif facts.text.tokenizer is None:
             raise ConfigError(
                 "icd turns its instruction into tokens: pass processor=... to attach, or 'instruction_ids'"
             )
         else:
-            self.tokens = facts.tokenizer(settings.instruction + "\n", add_special_tokens=False)["input_ids"]
+            self.tokens = facts.text.tokenizer(settings.instruction + "\n", add_special_tokens=False)["input_ids"]
 
     def _heard(self, settings: ICDSettings, facts: ModelFacts) -> list[int]:
         """What a Q-Former that reads the question hears of the instruction; empty without one."""
@@ -85,12 +85,12 @@ class ICD(Decoder):
             return []
         if settings.qformer_ids is not None:
             return settings.qformer_ids
-        if facts.qformer_tokenizer is None:
+        if facts.text.qformer is None:
             raise ConfigError(
                 f"icd misleads the Q-Former of '{facts.name}', which reads the question too: pass processor=... to attach, or"
                 " 'qformer_ids'"
             )
-        return list(facts.qformer_tokenizer(settings.instruction, add_special_tokens=False)["input_ids"])
+        return list(facts.text.qformer(settings.instruction, add_special_tokens=False)["input_ids"])
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return ICDContrast(self, layout)

@@ -17,7 +17,7 @@ from .calibration.sections import Grounding
 from .config import Config
 from .core.host import Host, host_of
 from .core.layout import QueryFinder, TurnFinder
-from .core.method import Method, ModelFacts
+from .core.method import Marks, Method, ModelFacts, TextTools
 from .core.registry import METHODS
 from .methods.emphasis import Emphasised
 from .reading.runner import Runner
@@ -177,17 +177,8 @@ def attach(
     tagger = tagger or (spacy_tagger() if tokenizer is not None else None)
     narrow = content_words(tokenizer, tagger) if tokenizer is not None and tagger is not None else None
 
-    size = getattr(host.attentions[0], "head_dim", None)
-    facts = host.facts(
-        found,
-        query_words=narrow,
-        tokenizer=tokenizer,
-        qformer_tokenizer=getattr(processor, "qformer_tokenizer", None),
-        context=context,
-        emphasis=emphasis,
-        head_size=size,
-        tower=getattr(getattr(model, "model", None), "vision_tower", None),
-    )
+    text = TextTools(tokenizer, getattr(processor, "qformer_tokenizer", None), narrow)
+    facts = host.facts(found, text, Marks(context, emphasis))
     methods = {name: METHODS.find(name)(settings, facts) for name, settings in parsed.methods}
     decoder = None if parsed.decoder is None else DECODERS.find(parsed.decoder[0])(parsed.decoder[1], facts)
     tracing = TraceSettings.load(trace)

@@ -28,7 +28,7 @@ from .sections import (
     Gaze,
     Grounding,
     HeadGates,
-    HeadScores,
+    HeadTable,
     ImageHeads,
     InducingHeads,
     PremiseHeads,
@@ -42,10 +42,6 @@ from .sections import (
 )
 
 SCHEMA = 2
-HEAD_TABLES = (  # the fields of sections that are [layer][head] tables
-    *("scores", "chosen", "centric", "ratio", "hits", "gains", "shares", "influence"),
-    *("facilitating", "irrelevant", "interfering"),
-)
 FOLDER = "SIGHTLINE_CALIBRATION"  # environment variable: the user's own calibration files
 
 
@@ -81,12 +77,9 @@ class Calibration(Section):
         found = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in found.items() if isinstance(value, Fact)}
 
-    def head_tables(self) -> dict[str, HeadScores]:
+    def head_tables(self) -> dict[str, HeadTable]:
         """Every [layer][head] table, by its dotted name."""
-        tables = {
-            f"{name}.{key}": getattr(fact, key, None) for name, fact in self.facts().items() for key in HEAD_TABLES
-        }
-        return {name: table for name, table in tables.items() if table is not None}
+        return {f"{name}.{key}": table for name, fact in self.facts().items() for key, table in fact.tables().items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -99,25 +92,11 @@ class Calibration(Section):
 
     @model_validator(mode="after")
     def _inside(self) -> Calibration:
-        """Layer numbers, heads and score tables must fit the model that the file says it is for."""
+        """Every section must fit the model that the file says it is for."""
         for name, fact in self.facts().items():
-            for key in ("saliency_layers", "enhanced_layers", "layers", "first"):
-                outside = [number for number in getattr(fact, key, None) or () if not 0 <= number < self.layers]
-                if outside:
-                    raise ValueError(
-                        f"{name}.{key} names layer {outside[0]}, but the model has {self.layers} (0..{self.layers - 1})"
-                    )
-            for key in HEAD_TABLES:
-                table = getattr(fact, key, None)
-                if table is not None and (len(table) != self.layers or any(len(row) != self.heads for row in table)):
-                    raise ValueError(f"{name}.{key} must be {self.layers} lists of {self.heads} numbers")
-            for layer, head in (
-                pair for key in ("enhance", "suppress", "heads") for pair in getattr(fact, key, None) or ()
-            ):
-                if not (0 <= layer < self.layers and 0 <= head < self.heads):
-                    raise ValueError(
-                        f"{name} names head {layer}-{head}, but the model has {self.layers} layers of {self.heads} heads"
-                    )
+            fault = fact.fault(self.layers, self.heads)
+            if fault is not None:
+                raise ValueError(f"{name}.{fault}")
         return self
 
     @classmethod

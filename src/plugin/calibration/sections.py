@@ -1,8 +1,15 @@
-"""The sections of a calibration file: one class per fact about a model. `[layer][head]` counts query heads."""
+"""The sections of a calibration file: one class per fact about a model.
+
+What a value must fit of the model that the file is for, its type says: `Layer` and `Head` exist there, a `HeadTable` has
+a row for each layer and a number for each query head in it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -35,9 +42,69 @@ class Fact(Section):
     def _text(cls, value: Any) -> Any:
         return {"reference": value} if isinstance(value, str) else value
 
+    def fault(self, layers: int, heads: int) -> str | None:
+        """What does not fit a model of so many layers and heads, None if nothing."""
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name, None)
+            faults = (demand.fault(part, layers, heads) for demand, part in _demands(kind, value) if part is not None)
+            found = next((fault for fault in faults if fault is not None), None)
+            if found is not None:
+                return f"{name} {found}"
+        return None
+
+    def tables(self) -> dict[str, HeadTable]:
+        """The [layer][head] tables that are there, by name."""
+        kinds = get_type_hints(type(self), include_extras=True)
+        return {
+            name: value
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) is not None
+            and any(demand is IS_HEAD_TABLE for demand, _ in _demands(kinds[name], value))
+        }
+
+
+@dataclass(frozen=True)
+class Fits:
+    """A type's demand on its values: what is wrong with one in a model of so many layers and heads, None if nothing."""
+
+    fault: Callable[[Any, int, int], str | None]
+
+
+def _no_such_layer(layer: int, layers: int, heads: int) -> str | None:
+    return None if 0 <= layer < layers else f"names layer {layer}, but the model has {layers} (0..{layers - 1})"
+
+
+def _no_such_head(pair: tuple[int, int], layers: int, heads: int) -> str | None:
+    inside = 0 <= pair[0] < layers and 0 <= pair[1] < heads
+    named = f"names head {pair[0]}-{pair[1]}, but the model has {layers} layers of {heads} heads"
+    return None if inside else named
+
+
+def _other_shape(table: list[list[float]], layers: int, heads: int) -> str | None:
+    fits = len(table) == layers and all(len(row) == heads for row in table)
+    return None if fits else f"must be {layers} lists of {heads} numbers"
+
+
+Layer = Annotated[int, Fits(_no_such_layer)]
+Head = Annotated[tuple[int, int], Fits(_no_such_head)]  # layer, query head
+IS_HEAD_TABLE = Fits(_other_shape)
+HeadTable = Annotated[list[list[float]], IS_HEAD_TABLE]  # [layer][query head]
+
+
+def _demands(kind: Any, value: Any) -> Iterator[tuple[Fits, Any]]:
+    """Every demand in a type, with the part of the value that it is made on."""
+    if get_origin(kind) is Annotated:
+        kind, *marks = get_args(kind)
+        yield from ((mark, value) for mark in marks if isinstance(mark, Fits))
+    if get_origin(kind) in (Union, types.UnionType):
+        for part in get_args(kind):
+            yield from _demands(part, value)
+    elif get_origin(kind) is list and isinstance(value, list):
+        for item in value:
+            yield from _demands(get_args(kind)[0], item)
+
 
 Signal = Literal["image", "query", "prompt", "output", "entropy", "probability"]  # columns of `Plug.trace`
-HeadScores = list[list[float]]  # [layer][query head]
 Dim = Annotated[int, Field(ge=0)]
 
 
@@ -59,7 +126,9 @@ class Sink(Fact):
         description="how many times the weakest of dims stands out as far as the next dimension; below 2 none does, and"
         " tau lies above every token",
     )
-    first: list[int] | None = Field(default=None, description="layers where the first token of most prompts is a sink")
+    first: list[Layer] | None = Field(
+        default=None, description="layers where the first token of most prompts is a sink"
+    )
     tokens: TokenCounts | None = Field(default=None, description="sinks")
     secondary: TokenCounts | None = Field(
         default=None,
@@ -74,17 +143,17 @@ class Sink(Fact):
 class Gaze(Fact):
     """GIFT's layers (arXiv 2510.22067)."""
 
-    saliency_layers: list[int] = Field(min_length=1)
-    enhanced_layers: list[int] = Field(min_length=1)
+    saliency_layers: list[Layer] = Field(min_length=1)
+    enhanced_layers: list[Layer] = Field(min_length=1)
     alpha: float = Field(gt=0)
 
 
 class VisualHeads(Fact):
     """VHR's layers and, where measured, each head's mean visual head divergence (arXiv 2412.13949)."""
 
-    layers: list[int] | None = Field(default=None, min_length=1)
-    scores: HeadScores | None = Field(default=None, description="mean divergence, squared, [layer][query head]")
-    chosen: HeadScores | None = Field(
+    layers: list[Layer] | None = Field(default=None, min_length=1)
+    scores: HeadTable | None = Field(default=None, description="mean divergence, squared, [layer][query head]")
+    chosen: HeadTable | None = Field(
         default=None, description="share of prompts in which VHR chose the head, in `layers`"
     )
 
@@ -92,11 +161,9 @@ class VisualHeads(Fact):
 class ImageHeads(Fact):
     """VAR's image-centric heads: a row of attention counts where at least 0.2 of it lies on the image."""
 
-    scores: HeadScores = Field(
-        description="mean attention on image tokens that are no sinks, all rows behind the image"
-    )
-    centric: HeadScores | None = Field(default=None, description="share of these rows that count")
-    ratio: HeadScores | None = Field(default=None, description="mean visual non-sink ratio of the rows that count")
+    scores: HeadTable = Field(description="mean attention on image tokens that are no sinks, all rows behind the image")
+    centric: HeadTable | None = Field(default=None, description="share of these rows that count")
+    ratio: HeadTable | None = Field(default=None, description="mean visual non-sink ratio of the rows that count")
     rho: float | None = Field(
         default=None,
         ge=0,
@@ -114,8 +181,8 @@ class Replies(Fact):
 class BoxHeads(Fact):
     """Heads that look at a thing while the model names it."""
 
-    scores: HeadScores = Field(description="mean over its tokens of 1 / image tokens of its box (arXiv 2506.05344)")
-    hits: HeadScores | None = Field(
+    scores: HeadTable = Field(description="mean over its tokens of 1 / image tokens of its box (arXiv 2506.05344)")
+    hits: HeadTable | None = Field(
         default=None, description="mean share of the words, where hit at all (arXiv 2505.15865)"
     )
 
@@ -123,32 +190,34 @@ class BoxHeads(Fact):
 class RetrievalHeads(Fact):
     """How much each head copies a needle out of a haystack (arXiv 2404.15574); 0.1 and more is a retrieval head."""
 
-    scores: HeadScores
+    scores: HeadTable
 
 
 class InducingHeads(Fact):
     """HICD's score per head: importance for right answers, plus the scaled excess over wrong ones (arXiv 2503.12908)."""
 
-    scores: HeadScores
+    scores: HeadTable
 
 
 class FirstToken(Fact):
     """ZeroTuning's factors on the attention that each head pays to the first token (arXiv 2505.11739); 1 leaves it."""
 
-    gains: list[list[Annotated[float, Field(gt=0)]]] = Field(description="[layer][query head]")
+    gains: Annotated[list[list[Annotated[float, Field(gt=0)]]], IS_HEAD_TABLE] = Field(
+        description="[layer][query head]"
+    )
 
 
 class FocusHeads(Fact):
     """Focus Directions (arXiv 2503.23306): pairs (layer, query head), and the query direction [head size] of each."""
 
-    heads: list[tuple[int, int]] = Field(min_length=1)
+    heads: list[Head] = Field(min_length=1)
     directions: list[list[float]] = Field(description="as many as heads")
 
 
 class Grounding(Fact):
     """How the trace of a word tells whether the picture holds what it names (`sightline generate --explain`)."""
 
-    heads: list[tuple[int, int]] = Field(min_length=1, description="(layer, query head) whose attention is averaged")
+    heads: list[Head] = Field(min_length=1, description="(layer, query head) whose attention is averaged")
     weights: dict[Signal, float] = Field(
         min_length=1, description="a word's score: the sum of these times the columns of the trace at its first token"
     )
@@ -158,18 +227,18 @@ class Grounding(Fact):
 class ConflictHeads(Fact):
     """JuICE's heads (arXiv 2503.10996): pairs (layer, query head), best first, to enlarge and to suppress."""
 
-    enhance: list[tuple[int, int]] = Field(default_factory=list)
-    suppress: list[tuple[int, int]] = Field(default_factory=list)
+    enhance: list[Head] = Field(default_factory=list)
+    suppress: list[Head] = Field(default_factory=list)
 
 
 class PremiseHeads(Fact):
     """FAITH's heads (arXiv 2402.19103): pairs (layer, query head) that carry a question's false premise, best first."""
 
-    heads: list[tuple[int, int]] = Field(min_length=1)
-    shares: HeadScores | None = Field(
+    heads: list[Head] = Field(min_length=1)
+    shares: HeadTable | None = Field(
         default=None, description="share of the kept questions for which the head counts: influence above 0.1, top 20"
     )
-    influence: HeadScores | None = Field(
+    influence: HeadTable | None = Field(
         default=None, description="mean change of P(true answer) when the head sees the question without its premise"
     )
 
@@ -177,12 +246,12 @@ class PremiseHeads(Fact):
 class HeadGates(Fact):
     """Causal Head Gating (arXiv 2505.13737): what each head does for right answers, [layer][query head] in [0, 1]."""
 
-    facilitating: HeadScores = Field(description="gate that is left under a pull towards 0")
-    irrelevant: HeadScores = Field(description="(1 - interfering) x (1 - facilitating)")
-    interfering: HeadScores = Field(description="what is missing of the gate under a pull towards 1")
+    facilitating: HeadTable = Field(description="gate that is left under a pull towards 0")
+    irrelevant: HeadTable = Field(description="(1 - interfering) x (1 - facilitating)")
+    interfering: HeadTable = Field(description="what is missing of the gate under a pull towards 1")
 
     @property
-    def gates(self) -> HeadScores:
+    def gates(self) -> HeadTable:
         """The gates under a pull towards 1: only heads that do harm are turned down."""
         return [[1 - value for value in row] for row in self.interfering]
 
@@ -190,5 +259,5 @@ class HeadGates(Fact):
 class WordHeads(Fact):
     """Head Pursuit (arXiv 2510.21518): how much of what a head writes is words of a concept."""
 
-    scores: HeadScores = Field(description="share of the variance of its outputs that few of the words explain")
+    scores: HeadTable = Field(description="share of the variance of its outputs that few of the words explain")
     words: list[str] | None = Field(default=None, description="the words")

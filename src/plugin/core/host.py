@@ -22,7 +22,7 @@ from .attention import IMPLEMENTATION, SLOT, Plan, Stage, register
 from .edits import Input, InputProbe
 from .families import Family, find_family
 from .graph import obstacle
-from .method import ModelFacts
+from .method import NO_MARKS, NO_TEXT, Marks, ModelFacts, TextTools
 from .shards import find_shard
 
 HOST = "_sightline_host"  # attribute of an attached model
@@ -77,8 +77,8 @@ class Host:
     def __deepcopy__(self, memo: dict[int, Any]) -> Host:
         raise SightlineError("an attached model cannot be copied, the copy would run the original: detach it first")
 
-    def facts(self, calibration: Calibration | None, **more: Any) -> ModelFacts:
-        """What methods and decoders may know of the model; `more` are the facts that the caller brings."""
+    def facts(self, calibration: Calibration | None, text: TextTools = NO_TEXT, marks: Marks = NO_MARKS) -> ModelFacts:
+        """What methods and decoders may know of the model, of the text around it, and of the prompt's tokens."""
         config, text = self.model.config, self.text_config
         if calibration is not None:
             calibration.check(config.model_type, text.num_hidden_layers, text.num_attention_heads, text.hidden_size)  # type: ignore[union-attr,arg-type]
@@ -95,7 +95,10 @@ class Host:
             across=self.across,
             readout=self._readout,
             pictures=(*self.family.vision_inputs, ENCODED),
-            **more,
+            head_size=getattr(self.attentions[0], "head_dim", None),
+            tower=getattr(getattr(self.model, "model", None), "vision_tower", None),
+            text=text,
+            marks=marks,
         )
 
     def _readout(self, hidden: Tensor, norm: bool) -> Tensor:

@@ -6,12 +6,13 @@ which holds all state of that prompt and is dropped with it, so that nothing can
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
 
 from ...common.errors import CalibrationError, UnsupportedModelError
 from ..calibration.files import Calibration
@@ -25,9 +26,48 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+TokenFinder = Callable[[Tensor], Tensor]  # token ids [B, n] -> mask [B, n]
+Readout = Callable[[Tensor, bool], Tensor]  # hidden states [.., hidden], whether the final norm comes first -> logits
+
+
+def _no_readout(hidden: Tensor, norm: bool) -> Tensor:
+    raise UnsupportedModelError("the model's output layer is not known, so that no hidden state can be read out")
+
+
+@dataclass(frozen=True)
+class TextTools:
+    """What turns a prompt's tokens into text and back, where `attach` was given a processor.
+
+    words: narrows a mask [B, n] of the question in ids [B, n] to its content words. qformer: the tokenizer of a Q-Former
+    that reads the question (InstructBLIP).
+    """
+
+    tokenizer: Any = None
+    qformer: Any = None
+    words: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the caller of `attach` says of the prompt's tokens.
+
+    context: which are the context that `cad` takes away. emphasis: which are emphasised, or texts that stand in the prompt.
+    """
+
+    context: TokenFinder | None = None
+    emphasis: TokenFinder | Sequence[str] | None = None
+
+
+NO_TEXT, NO_MARKS = TextTools(), Marks()
+
+
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a method may know of the model: the shape of its text decoder and the calibration, if there is one."""
+    """What a method may know of the model: the shape of its text decoder, its parts, and its calibration, if there is one.
+
+    across: layers that read the image by cross-attention; nothing edits them. pictures: forward arguments that carry
+    pictures. tied: the readout is the input embedding. no_gradients: why gradients cannot be taken through the model.
+    """
 
     name: str
     architecture: str
@@ -35,19 +75,16 @@ class ModelFacts:
     heads: int
     hidden: int
     calibration: Calibration | None = None
-    query_words: Any = None  # content-word finder: (ids [B, n], query mask [B, n]) -> narrower mask
+    readout: Readout = _no_readout
     vocabulary: int = 0
-    tokenizer: Any = None
-    qformer_tokenizer: Any = None  # of a Q-Former that reads the question (InstructBLIP)
-    context: Any = None  # function from ids [B, n] to a mask of the prompt's context
-    emphasis: Any = None  # function from ids [B, n] to a mask of emphasised tokens, or texts that stand in the prompt
     head_size: int | None = None
-    tower: Any = None  # the vision tower, a module
-    pictures: tuple[str, ...] = ()  # forward arguments that carry pictures
-    tied: bool = False  # the readout is the input embedding
-    no_gradients: str | None = None  # why gradients cannot be taken through the model
-    across: frozenset[int] = frozenset()  # layers that read the image by cross-attention; nothing edits them
-    readout: Any = None  # hidden states [.., hidden] -> logits; (states, norm: bool), norm: apply the final norm first
+    across: frozenset[int] = frozenset()
+    pictures: tuple[str, ...] = ()
+    tied: bool = False
+    no_gradients: str | None = None
+    tower: nn.Module | None = None
+    text: TextTools = NO_TEXT
+    marks: Marks = NO_MARKS
 
     def need(self, section: str, method: str, kind: str = "method") -> Any:
         """A calibration section. Raises CalibrationError that says which method lacks what."""

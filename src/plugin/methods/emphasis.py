@@ -51,10 +51,12 @@ class Emphasis:
     def __init__(self, settings: EmphasisSettings, facts: ModelFacts, method: str):
         self.settings, self.facts, self.method = settings, facts, method
         self.texts: Sequence[str] | None = None
-        if facts.emphasis is not None and not callable(facts.emphasis):
-            self.texts = [facts.emphasis] if isinstance(facts.emphasis, str) else list(facts.emphasis)
+        if facts.marks.emphasis is not None and not callable(facts.marks.emphasis):
+            self.texts = [facts.marks.emphasis] if isinstance(facts.marks.emphasis, str) else list(facts.marks.emphasis)
             if not self.texts or not all(isinstance(text, str) and text for text in self.texts):
-                raise ConfigError(f"emphasis={facts.emphasis!r} names no passage: pass texts that stand in the prompt")
+                raise ConfigError(
+                    f"emphasis={facts.marks.emphasis!r} names no passage: pass texts that stand in the prompt"
+                )
         if settings.begin == settings.end:
             raise ConfigError(f"{method}: 'begin' and 'end' are both {settings.begin!r}: give two different marks")
         if settings.span == "image" and facts.across:
@@ -62,7 +64,7 @@ class Emphasis:
                 f"{method}: '{facts.name}' reads its image by cross-attention and has no image tokens to emphasise: set 'span'"
                 " to marked or question"
             )
-        if settings.span == "marked" and not callable(facts.emphasis) and facts.tokenizer is None:
+        if settings.span == "marked" and not callable(facts.marks.emphasis) and facts.text.tokenizer is None:
             raise ConfigError(
                 f"{method} finds emphasised passages in the prompt's text: pass processor=... to attach, or"
                 " emphasis=FUNCTION, which marks their tokens, or set 'span' to question or image"
@@ -74,19 +76,19 @@ class Emphasis:
             return self._some(layout.image)
         if self.settings.span == "question":
             return self._some(layout.query)
-        if callable(self.facts.emphasis):
+        if callable(self.facts.marks.emphasis):
             return self._some(self._told(layout))
         marked = torch.zeros_like(layout.valid)
         for row, tokens in enumerate(layout.valid & ~layout.image):
             positions = tokens.nonzero().flatten().tolist()
-            text, places = characters(self.facts.tokenizer, layout.ids[row, positions].tolist())
+            text, places = characters(self.facts.text.tokenizer, layout.ids[row, positions].tolist())
             spans = self._marked(text, row) if self.texts is None else self._passages(text, row)
             for position, (first, last) in zip(positions, places, strict=True):
                 marked[row, position] = any(first < stop and last > start for start, stop in spans)
         return marked
 
     def _told(self, layout: Layout) -> Tensor:
-        marked = self.facts.emphasis(layout.ids)
+        marked = self.facts.marks.emphasis(layout.ids)
         if not isinstance(marked, Tensor) or marked.shape != layout.ids.shape:
             shape = list(marked.shape) if isinstance(marked, Tensor) else type(marked).__name__
             raise LayoutError(

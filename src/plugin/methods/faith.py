@@ -69,7 +69,7 @@ class FAITH(Method):
         self.heads = heads
         self.factors = {layer: (~mask).float() for layer, mask in masks(heads, facts).items()}  # [1, H] by layer
         self.emphasis = Emphasis(settings, facts, "faith") if settings.rows == "span" else None
-        if settings.rows == "question_mark" and facts.tokenizer is None:
+        if settings.rows == "question_mark" and facts.text.tokenizer is None:
             raise ConfigError(
                 "faith looks for the question mark in the prompt's text: pass processor=... to attach, or set 'rows' to"
                 " span or all"
@@ -86,7 +86,7 @@ class FAITHSession(Session):
         if method.emphasis is not None:
             self.rows = method.emphasis(layout)
         elif method.settings.rows == "question_mark":
-            self.rows = before_question_mark(layout, method.facts.tokenizer)
+            self.rows = before_question_mark(layout, method.facts.text.tokenizer)
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         rows = None if self.rows is None else step.rows(self.rows)

@@ -66,7 +66,7 @@ class GIFT(Method):
         self.saliency_layers = facts.check_layers(saliency, "gift.saliency_layers")
         self.enhanced_layers = facts.check_layers(enhanced, "gift.enhanced_layers")
         self.kept_heads = facts.heads // 2
-        if settings.words == "content" and facts.query_words is None:
+        if settings.words == "content" and facts.text.words is None:
             raise ConfigError(
                 "gift: 'words: content' needs a tagger and a processor: pass processor=..., and install spaCy with its"
                 " model en_core_web_sm or pass tagger=..., or use 'words: all'"
@@ -80,7 +80,7 @@ class GIFTSession(Session):
     def __init__(self, method: GIFT, layout: Layout):
         self.method, self.layout = method, layout
         self.hold_back = method.saliency_layers[-1] >= method.enhanced_layers[0]
-        words = method.facts.query_words if method.settings.words == "content" else None
+        words = method.facts.text.words if method.settings.words == "content" else None
         self.words = layout.query if words is None else words(layout.ids, layout.query)
         self.change: dict[int, Tensor] = {}  # positive change summed over the question rows [B, H, n], by layer
         self.before: dict[int, Tensor] = {}  # weights of the row before the next chunk [B, H, n]

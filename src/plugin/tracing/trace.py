@@ -106,7 +106,7 @@ class Tracer:
                 f"trace records the attention on image tokens, and '{facts.name}' has none: it reads the image by"
                 " cross-attention; leave trace out"
             )
-        self.settings, self.tokenizer = settings, facts.tokenizer
+        self.settings, self.tokenizer = settings, facts.text.tokenizer
         self.heads = traced_heads(settings, facts)
         known = None if facts.calibration is None else facts.calibration.grounding
         # A score holds for the heads that it was measured with.

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...common.errors import CalibrationError
 from ...common.statistics import spearman
-from ...plugin.calibration.files import HEAD_TABLES, Calibration
-from ...plugin.calibration.sections import HeadScores
+from ...plugin.calibration.files import Calibration
+from ...plugin.calibration.sections import HeadTable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +36,7 @@ class Alike:
         return len(self.shared) / self.top
 
 
-def alike(first: HeadScores, second: HeadScores, table: str = "") -> Alike:
+def alike(first: HeadTable, second: HeadTable, table: str = "") -> Alike:
     """Compare two tables of the same shape; of equal heads the first ones are taken."""
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     count = max(1, round(TOP * one.size))
@@ -63,7 +63,7 @@ def compare(first: Calibration, second: Calibration) -> dict[str, Any]:
     for section in {**first.facts(), **second.facts()}:
         pair = [getattr(one, section) for one in (first, second)]
         dumped = [
-            {} if one is None else one.model_dump(exclude={"source", *HEAD_TABLES}, exclude_none=True) for one in pair
+            {} if one is None else one.model_dump(exclude={"source", *one.tables()}, exclude_none=True) for one in pair
         ]
         for key in {**dumped[0], **dumped[1]}:
             one, other = (fact.get(key) for fact in dumped)

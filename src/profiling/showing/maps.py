@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...common.errors import SightlineError
 from ...common.files import replacing
-from ...plugin.calibration.files import HEAD_TABLES, Calibration
+from ...plugin.calibration.files import Calibration
 from ...plugin.calibration.sections import Fact
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ WIDE = 40  # heads from which a map takes one character each
 
 def summary(fact: Fact) -> str:
     """A section in a few words: its plain values, and the three largest entries of its first table."""
-    data = fact.model_dump(exclude={"source", *HEAD_TABLES}, exclude_none=True)
+    data = fact.model_dump(exclude={"source", *fact.tables()}, exclude_none=True)
     parts = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in data.items()]
-    table = next((table for key in HEAD_TABLES if (table := getattr(fact, key, None)) is not None), None)
+    table = next(iter(fact.tables().values()), None)
     if table is not None:
         ranked = sorted(((v, layer, h) for layer, row in enumerate(table) for h, v in enumerate(row)), reverse=True)[:3]
         parts.append("top " + ", ".join(f"{layer}-{head} ({value:.3g})" for value, layer, head in ranked))
