@@ -58,23 +58,49 @@ def read_json(path: Path, kind: type[T]) -> T:
     return data
 
 
-def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """JSON lines as (place, object); `place` is "file, line N". Raises DataError naming file and line."""
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: not JSON ({error.msg}): the line is cut off or damaged") from None
+def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Objects of a file as (place, object): JSON lines, one JSON list, or parquet.
+
+    `place` is "file, line N" of JSON lines, else "file, entry N". Raises DataError naming file and line.
+    """
+    if path.suffix == ".parquet":
+        rows: list[tuple[str, Any]] = _numbered(path, _parquet(path))
+    elif (written := read_text(path)).lstrip().startswith("["):
+        rows = _numbered(path, read_json(path, list))
+    else:
+        rows = [
+            (f"{path}, line {number}", _json_line(line, f"{path}, line {number}"))
+            for number, line in enumerate(written.split("\n"), start=1)
+            if line.strip()
+        ]
+    for place, row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
-        rows.append((place, row))
     if not rows:
         raise DataError(f"{path} is empty")
     return rows
+
+
+def _numbered(path: Path, rows: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(f"{path}, entry {number}", row) for number, row in enumerate(rows)]
+
+
+def _json_line(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: not JSON ({error.msg}): the line is cut off or damaged") from None
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise DataError(f"{path} is a parquet file: pip install pyarrow to read it") from None
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (OSError, ArrowInvalid) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
@@ -132,22 +158,30 @@ def unique(keys: Iterable[tuple[str, Any]], what: str) -> None:
         seen[key] = place
 
 
-def images(folders: Sequence[Path], names: Iterable[str]) -> dict[str, Path]:
-    """Where each picture lies: the first of the folders that has it. Raises DataError listing what is missing."""
-    found: dict[str, Path] = {}
-    missing = []
-    for name in dict.fromkeys(names):
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if path is None:
-            missing.append(name)
-        else:
-            found[name] = path
-    if missing:
+def images(folders: Sequence[Path], names: Iterable[str], missing: Notes | None = None) -> dict[str, Path]:
+    """Where each picture lies: the first of the folders that has it.
+
+    Args:
+        folders: where to look.
+        names: the pictures' names.
+        missing: takes a note of pictures that are not there, which then get the path that they would have in the first
+            folder; None: they are needed.
+
+    Raises:
+        DataError: pictures are needed and missing; it says where it looked.
+    """
+    known = list(dict.fromkeys(names))
+    found = {name: next((f / name for f in folders if (f / name).is_file()), None) for name in known}
+    lost = [name for name in known if found[name] is None]
+    if lost and missing is None:
         looked = ", ".join(map(str, folders))
         raise DataError(
-            f"{len(missing)} of {len(missing) + len(found)} images are missing, first {missing[0]}: looked in {looked}"
+            f"{len(lost)} of {len(known)} images are missing, first {lost[0]}: looked in {looked}; replies that exist "
+            "(--answers) need none"
         )
-    return found
+    if missing is not None:
+        missing.add("a picture is not on disk, which scoring replies that exist does not need", len(lost))
+    return {name: path or folders[0] / name for name, path in found.items()}
 
 
 def first_file(places: Sequence[Path]) -> Path:
@@ -158,10 +192,12 @@ def first_file(places: Sequence[Path]) -> Path:
     return found
 
 
-def expect(count: int, published: int, what: str, notes: Notes) -> None:
-    """A note where the file is not as long as the published one."""
-    if count != published:
-        notes.add(f"{what}: {count}, but the published set has {published}: these numbers compare with no paper's")
+def expect(count: int, published: int | Sequence[int], what: str, notes: Notes) -> None:
+    """A note where the file is not as long as the published one, or one of its published versions."""
+    lengths = [published] if isinstance(published, int) else list(published)
+    if count not in lengths:
+        one = " or ".join(map(str, lengths))
+        notes.add(f"{what}: {count}, but the published set has {one}: these numbers compare with no paper's")
 
 
 def check_sums(folder: Path) -> None:
@@ -187,12 +223,18 @@ def file_hash(path: Path) -> str:
 
 
 def answers(
-    path: Path, known: Sequence[Any], *, key: Callable[[Mapping[str, Any], str], Any], reply: Sequence[str]
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    path: Path,
+    known: Sequence[Any],
+    *,
+    key: Callable[[Mapping[str, Any], str], Any],
+    reply: Sequence[str],
 ) -> Iterator[str]:
-    """Replies from JSON lines, in the order of the known ids.
+    """Replies in the order of the known ids.
 
     Args:
-        path: the file.
+        rows: (place, row) for each reply.
+        path: the file that they come from.
         known: the ids of the questions.
         key: the id of a row.
         reply: the names under which a reply may stand; the first one found counts.
@@ -200,7 +242,6 @@ def answers(
     Raises:
         DataError: a reply is missing, comes twice, or belongs to another question.
     """
-    rows = read_lines(path)
     keyed = [(place, key(row, place)) for place, row in rows]
     unique(keyed, "id")
     found = {}

@@ -23,7 +23,7 @@ import yaml
 
 from ...common.errors import ConfigError
 from ...common.files import config_hash, write_text
-from ...common.readers import DataError, read_json, read_lines
+from ...common.readers import DataError, read_json, read_rows
 from ...common.validation import suggest
 from ..runner import suite
 
@@ -236,7 +236,7 @@ def _readable(files: Sequence[Path], folder: Path) -> list[Path]:
     rows = []
     for path in files:
         listed = path.suffix == ".json" and path.read_text("utf-8-sig").lstrip().startswith("[")
-        found = read_json(path, list) if listed else [row for _, row in read_lines(path)]
+        found = read_json(path, list) if listed else [row for _, row in read_rows(path)]
         for number, row in enumerate(found):
             if isinstance(row.get("image"), str):
                 picture = path.parent / row["image"]

@@ -3,21 +3,22 @@
 Files, as published: the repository's `data/` in the data folder (`query/query_all.json`, `annotations.json`,
 `relation.json`, `safe_words.txt`), the pictures in `image/`.
 
-Captions. Nouns are looked up in `relation.json`, which lists each annotated object's kin. A noun that is neither safe for
-all images, nor true for this one, nor kin of what is true, is a hallucination: CHAIR is their share of all such nouns, Hal
-the share of captions with one. Cover is the share of true objects that are named, Cog the share of the image's *listed*
-hallucinations (what people tend to imagine there) that are. The release also takes a noun for true, or for a listed
-hallucination, where spaCy's large vectors find it similar beyond 0.8: `similar` does that here. Without it, as the command
-runs, a near-synonym outside the tables counts as hallucinated, and a note says so. The release tags nouns with NLTK; here
-any word, singular or plural, that the tables know is one.
+Captions. Of their nouns (`nouns.py`; the extra `amber`), those count that `relation.json` knows, which lists each annotated
+object's kin. A noun that is neither safe for all images, nor true for this one, nor kin of what is true, is a
+hallucination: CHAIR is their share of all such nouns, Hal the share of captions with one. Cover is the share of true
+objects that are named, Cog the share of the image's *listed* hallucinations (what people tend to imagine there) that are.
+A noun stands for the first object whose kin has it, else for the object of that name, as in the release: "man" may cover
+*person*, and then never *man*. The release also takes a noun for true, or for a listed hallucination, where the vectors of
+spaCy's large model find it similar beyond 0.8: that happens here where `en_core_web_lg` is installed. Without it a
+near-synonym outside the tables counts as hallucinated, and a note says so.
 
 Questions. The release compares with the bare words Yes and No, so that "Yes." is wrong; `exact` is that accuracy (in any
-case), the others read the reply's first sentence. Precision, recall and F1 are of the answer *no*.
+case), the others read the reply's first sentence, or with `match` strict the bare word, too. Precision, recall and F1 are
+of the answer *no*; F1 is made of rounded parts with a small constant below, as in the release.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,24 +27,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common.readers import DataError, Notes, expect, images, label, read_json, read_text, text, unique, value
-from ...common.statistics import Floats, Ratio
+from ...common.readers import DataError, Notes, expect, label, read_json, read_text, text, unique, value
+from ...common.statistics import DRAWS, Floats, Ratio, Score
 from ...models.samples import Sample
-from ..runner.suite import Benchmark, Source
-from .chair import plurals
-from .yesno import Answer, says, tally
+from ..runner.suite import Benchmark, Match, Source
+from .nouns import Similar, Tagger, tagger
+from .tokens import Token
+from .yesno import Answer, YesNo, plainly, says, tally
 
-GENERATIVE = "generative"
+GENERATIVE, DISCRIMINATIVE = "generative", "discriminative"
 DIMENSIONS = {
-    "discriminative-hallucination": "existence",
-    "discriminative-attribute-state": "attribute",
-    "discriminative-attribute-number": "attribute",
-    "discriminative-attribute-action": "attribute",
-    "discriminative-relation": "relation",
-    "relation": "relation",
+    "discriminative-hallucination": ("existence",),
+    "discriminative-attribute-state": ("attribute", "state"),
+    "discriminative-attribute-number": ("attribute", "number"),
+    "discriminative-attribute-action": ("attribute", "action"),
+    "discriminative-relation": ("relation",),
+    "relation": ("relation",),
 }
-PUBLISHED = {GENERATIVE: 1004, "discriminative": 14216}
-Similar = Callable[[str, str], bool]
+PUBLISHED = {GENERATIVE: 1004, DISCRIMINATIVE: 14216}
+BELOW = {"existence": 1e-3}
+"""What the release adds to the denominator of F1, by dimension; 1e-4 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -54,63 +57,57 @@ class Tables:
     safe: frozenset[str]
 
     @cached_property
-    def singular(self) -> dict[str, str]:
-        """Every known word, and every plural of one -> the word."""
-        known = {word for name, others in self.kin.items() for word in (name, *others)}
-        return {form: word for word in sorted(known) for form in plurals(word)} | {word: word for word in known}
+    def known(self) -> frozenset[str]:
+        return frozenset(word for name, others in self.kin.items() for word in (name, *others))
 
-    def nouns(self, caption: str) -> list[str]:
-        """The words of a caption that the tables know, in the singular."""
-        return [self.singular[one.group().lower()] for one in self.found(caption)]
-
-    def found(self, caption: str) -> list[re.Match[str]]:
-        """Where these words stand."""
-        return [one for one in re.finditer(r"[A-Za-z]+", caption) if one.group().lower() in self.singular]
-
-    def group(self, name: str) -> set[str]:
-        return {name, *self.kin.get(name, ())}
+    def listed(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """(word, object) in the release's order: the kin of all objects, then their names."""
+        return [(word, name) for name in names for word in self.kin.get(name, ())] + [(name, name) for name in names]
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What one caption amounts to: `flags` for each noun (word, hallucinated), true objects and imagined ones named."""
+    """What one caption amounts to: `flags` for each noun (noun, hallucinated), true objects and imagined ones named."""
 
-    flags: tuple[tuple[str, bool], ...]
+    flags: tuple[tuple[Token, bool], ...]
     covered: frozenset[str]
     imagined: frozenset[str]
 
 
 def judge(
-    caption: str, truth: Sequence[str], imagined: Sequence[str], tables: Tables, similar: Similar | None = None
+    nouns: Sequence[Token],
+    truth: Sequence[str],
+    imagined: Sequence[str],
+    tables: Tables,
+    similar: Similar | None = None,
 ) -> Caption:
-    """Read one caption.
+    """Read the nouns of one caption.
 
     Args:
-        caption: the reply.
-        truth: the objects in the image. A word belongs to the first object whose kin it is.
+        nouns: in the singular; those that the tables do not know do not count.
+        truth: the objects in the image.
         imagined: the hallucinations that the benchmark lists for the image.
         tables: the words.
         similar: whether two words mean nearly the same; None: never.
     """
     same = similar or (lambda noun, word: False)
-    flags, covered, listed = [], set(), set()
-    for noun in tables.nouns(caption):
-        if noun in tables.safe:
-            flags.append((noun, False))
+    there, listed = tables.listed(truth), tables.listed(imagined)
+    flags, covered, named = [], set(), set()
+    for noun in nouns:
+        said = noun.text
+        if said not in tables.known:
             continue
-        true = next((name for name in truth if noun in tables.group(name)), None)
-        if true is None:
-            kin = (
-                name
-                for name in imagined
-                if noun in tables.group(name) or any(same(noun, w) for w in tables.group(name))
-            )
-            listed.update(list(kin)[:1])
-            true = next((name for name in truth if any(same(noun, word) for word in tables.group(name))), None)
+        true: str | None = None
+        if said not in tables.safe:
+            true = next((name for word, name in there if word == said), None)
+            if true is None:
+                named.update([name for word, name in listed if word == said][:1])
+                named.update([name for word, name in listed if same(said, word)][:1])
+                true = next((name for word, name in there if same(said, word)), None)
         if true is not None:
             covered.add(true)
-        flags.append((noun, true is None))
-    return Caption(tuple(flags), frozenset(covered), frozenset(listed))
+        flags.append((noun, true is None and said not in tables.safe))
+    return Caption(tuple(flags), frozenset(covered), frozenset(named))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +139,51 @@ class Captions:
         return scores | {"n": len(self.nouns), "silent": int((self.nouns == 0).sum())}
 
 
+@dataclass(frozen=True, eq=False)
+class F1:
+    """F1 as the release makes it: of precision and recall in percent with one decimal, `below` in the denominator."""
+
+    precision: Ratio
+    recall: Ratio
+    below: float
+
+    @property
+    def value(self) -> float:
+        return float(self._of(np.asarray(self.precision.value), np.asarray(self.recall.value)))
+
+    @property
+    def images(self) -> int:
+        return self.precision.images
+
+    def resampled(self, draws: int = DRAWS, seed: int = 0, empty: float = 0.0) -> Floats:
+        return self._of(self.precision.resampled(draws, seed, empty), self.recall.resampled(draws, seed, empty))
+
+    def _of(self, precision: Floats, recall: Floats) -> Floats:
+        p, r = np.round(precision, 3), np.round(recall, 3)
+        return 2 * p * r / (p + r + self.below)
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """The scores of yes/no questions; `no` is the positive answer, and F1 is the release's."""
+
+    counts: YesNo
+    below: float
+
+    @property
+    def ratios(self) -> dict[str, Score]:
+        ratios = self.counts.ratios
+        return ratios | {"f1": F1(ratios["precision"], ratios["recall"], self.below)}
+
+    @property
+    def values(self) -> dict[str, object]:
+        return self.counts.values | {"f1": self.ratios["f1"].value}
+
+    @property
+    def outcomes(self) -> list[bool]:
+        return self.counts.outcomes
+
+
 @dataclass
 class Amber(Benchmark):
     """Samples are the published queries in their order; `facts[number]` is the annotation of each."""
@@ -164,19 +206,19 @@ class Amber(Benchmark):
     }
     percent = frozenset(columns) - {"words", "unparsed", "n"}
     lower = frozenset({"chair", "hal", "cog"})
+    options = frozenset({"match"})
 
     facts: list[dict[str, Any]] = field(default_factory=list)
     tables: Tables = field(default_factory=lambda: Tables({}, frozenset()))
+    nouns: Callable[[str], Sequence[Token]] = lambda reply: ()
     similar: Similar | None = None
+    rule: Callable[[str], Answer] = plainly
 
     @classmethod
     def read(cls, source: Source) -> Amber:
         folder, notes = source.need("AMBER files"), Notes()
         data = folder / "data"
         tables = Tables(read_json(data / "relation.json", dict), frozenset(read_text(data / "safe_words.txt").split()))
-        notes.add(
-            "near-synonyms outside AMBER's tables count as hallucinated: the release's spaCy similarity is not used"
-        )
         annotated = _annotations(data / "annotations.json", tables)
         path = data / "query" / "query_all.json"
         rows = [(f"{path}, entry {n}", row) for n, row in enumerate(read_json(path, list))]
@@ -184,7 +226,7 @@ class Amber(Benchmark):
         for place, row in rows:
             if row["id"] not in annotated:
                 raise DataError(f"{place}: id {row['id']} has no annotation: files of two versions?")
-        kinds = [GENERATIVE if annotated[row["id"]]["type"] == GENERATIVE else "discriminative" for _, row in rows]
+        kinds = [GENERATIVE if annotated[row["id"]]["type"] == GENERATIVE else DISCRIMINATIVE for _, row in rows]
         for kind, number in PUBLISHED.items():
             expect(kinds.count(kind), number, f"{kind} queries", notes)
         rows = [
@@ -192,11 +234,24 @@ class Amber(Benchmark):
             for kind in PUBLISHED
             for pair in [p for p, k in zip(rows, kinds, strict=True) if k == kind][: source.limit]
         ]
-        pictures = images(
-            [folder / "image", folder / "images", folder], (text(row, "image", place) for place, row in rows)
-        )
+        names = [text(row, "image", place) for place, row in rows]
+        pictures = source.pictures([folder / "image", folder / "images", folder], names, notes)
         samples = [Sample(str(row["id"]), text(row, "query", place), pictures[row["image"]]) for place, row in rows]
-        return cls(samples, notes, [annotated[row["id"]] for _, row in rows], tables)
+        made = cls(samples, notes, [annotated[row["id"]] for _, row in rows], tables)
+        if GENERATIVE in kinds:
+            made.tag(tagger())
+        if source.match is Match.strict:
+            made.rule = bare
+        return made
+
+    def tag(self, by: Tagger) -> None:
+        """Find nouns by a tagger, and say by which."""
+        self.nouns, self.similar = by.nouns, by.similar
+        self.notes.add(f"nouns are tagged by spaCy's {by.name}; the release tags them with NLTK")
+        if self.similar is None:
+            self.notes.add(
+                "near-synonyms outside AMBER's tables count as hallucinated: the release's similarity needs en_core_web_lg"
+            )
 
     def score(self, replies: Sequence[str]) -> dict[str, Any]:
         scores: dict[str, Any] = {}
@@ -205,17 +260,16 @@ class Amber(Benchmark):
             scores[GENERATIVE] = self._captions(told, replies)
         asked = [n for n, fact in enumerate(self.facts) if fact["type"] != GENERATIVE]
         pictures = {str(image): n for n, image in enumerate(dict.fromkeys(self.samples[n].image for n in asked))}
-        splits = {"discriminative": asked} if asked else {}
+        splits = {DISCRIMINATIVE: asked} if asked else {}
         for n in asked:
-            splits.setdefault(DIMENSIONS[self.facts[n]["type"]], []).append(n)
+            for dimension in DIMENSIONS[self.facts[n]["type"]]:
+                splits.setdefault(dimension, []).append(n)
         for split, numbers in splits.items():
-            answers = [_answer(replies[n]) for n in numbers]
-            truths, where = (
-                [self.facts[n]["truth"] for n in numbers],
-                [pictures[str(self.samples[n].image)] for n in numbers],
-            )
             said = [replies[n] for n in numbers]
-            scores[split] = tally(truths, answers, said, where, len(pictures), positive="no")
+            truths = [self.facts[n]["truth"] for n in numbers]
+            where = [pictures[str(self.samples[n].image)] for n in numbers]
+            counts = tally(truths, [self.rule(reply) for reply in said], said, where, len(pictures), positive="no")
+            scores[split] = Questions(counts, BELOW.get(split, 1e-4))
         return scores
 
     def _captions(self, numbers: Sequence[int], replies: Sequence[str]) -> Captions:
@@ -233,25 +287,25 @@ class Amber(Benchmark):
 
     def _read(self, number: int, reply: str) -> Caption:
         fact = self.facts[number]
-        return judge(reply, fact["truth"], fact["hallu"], self.tables, self.similar)
+        return judge(self.nouns(reply), fact["truth"], fact["hallu"], self.tables, self.similar)
 
     def truth(self, number: int) -> dict[str, Any]:
         return self.facts[number]
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
         if self.facts[number]["type"] != GENERATIVE:
-            return {"reply": reply, "yes": says(reply), "right": says(reply) == self.facts[number]["truth"]}
+            said = self.rule(reply).yes
+            return {"reply": reply, "yes": said, "right": said == self.facts[number]["truth"]}
         read = self._read(number, reply)
         mentions = [
-            {"name": word, "start": noun.start(), "end": noun.end(), "hallucinated": bad}
-            for noun, (word, bad) in zip(self.tables.found(reply), read.flags, strict=True)
+            {"name": noun.text, "start": noun.start, "end": noun.end, "hallucinated": bad} for noun, bad in read.flags
         ]
         return {"reply": reply, "words": len(reply.split()), "mentions": mentions, "covered": sorted(read.covered)}
 
 
-def _answer(reply: str) -> Answer:
-    """A reply that says neither is wrong, unlike in POPE."""
-    return Answer(says(reply), says(reply))
+def bare(reply: str) -> Answer:
+    """Read a reply by the release's rule: the bare word Yes or No."""
+    return Answer({"Yes": True, "No": False}.get(reply), says(reply))
 
 
 def _annotations(path: Path, tables: Tables) -> dict[int, dict[str, Any]]:

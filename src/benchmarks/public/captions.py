@@ -2,18 +2,20 @@
 
 Files, as published: `instances_val2014.json` and, for the published ground truth, `captions_val2014.json`, in the data
 folder or its `annotations/`; the pictures there, in `images/` or in `val2014/`. `image_ids.txt`, one id a line, fixes
-which images are described; without it all are, and a limit takes the first of an order that is random but the same for
-everybody.
+which images are described; without it those are that replies describe which exist already, else all are, and a limit takes
+the first of an order that is random but the same for everybody. Replies: rows of `id` or `image_id` and `caption`, or
+the published script's `imgToEval`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...common.readers import Notes, images
+from ...common.readers import DataError, Notes, read_text, value
 from ...models.samples import Sample
 from ..runner.suite import Benchmark, Source
 from . import coco
@@ -21,6 +23,7 @@ from .chair import Chair, Vocabulary, chair
 from .scenes import scene_name, scenes
 
 PROMPT = "Please describe this image in detail."
+IMAGES = "imgToEval"
 
 
 @dataclass
@@ -41,9 +44,11 @@ class ChairBenchmark(Benchmark):
     }
     percent = frozenset({"s", "i", "recall", "precision", "f1"})
     lower = frozenset({"s", "i"})
+    answer_ids = ("id", "image_id")
+    options = frozenset({"prompt", "synonyms", "categories", "match"})
 
     truths: list[Collection[str]] = field(default_factory=list)
-    vocabulary: Vocabulary = field(default_factory=lambda: Vocabulary([]))
+    vocabulary: coco.Words = field(default_factory=lambda: Vocabulary([]))
 
     @classmethod
     def read(cls, source: Source) -> ChairBenchmark:
@@ -63,15 +68,17 @@ class ChairBenchmark(Benchmark):
 
     @classmethod
     def _of_coco(cls, folder: Path, source: Source) -> ChairBenchmark:
-        notes, words = Notes(), coco.vocabulary(source.synonyms)
-        files, objects = coco.objects(coco.instances(folder), words)
+        notes = Notes()
+        _, words, files, objects = coco.annotated(folder, source)
         people = [path for path in coco.places(folder, "captions_val2014.json", "captions.json") if path.is_file()]
         for image, texts in coco.captions(people[0], files).items() if people else ():
             objects[image] |= {mention.name for text in texts for mention in words.mentions(text)}
         if not people:
             notes.add("no captions_val2014.json: objects that only people's captions name count as hallucinated")
-        chosen = coco.chosen(folder, list(files))[: source.limit]
-        places = images(coco.picture_folders(folder), (files[image] for image in chosen))
+        listed = (folder / coco.IMAGE_IDS).is_file() or not source.replies
+        chosen = coco.chosen(folder, list(files)) if listed else cls._described(source.replies[0], files)
+        chosen = chosen[: source.limit]
+        places = source.pictures(coco.picture_folders(folder), (files[image] for image in chosen), notes)
         empty = sum(not objects[image] for image in chosen)
         notes.add("an image holds none of the objects: every mention there is a hallucination", empty)
         samples = [Sample(str(image), source.prompt or PROMPT, places[files[image]]) for image in chosen]
@@ -79,6 +86,28 @@ class ChairBenchmark(Benchmark):
 
     def score(self, replies: Sequence[str]) -> Chair:
         return chair(replies, self.truths, self.vocabulary)
+
+    @classmethod
+    def rows(cls, path: Path) -> list[tuple[str, dict[str, Any]]]:
+        """As everywhere, or as the published script reads captions: an object with a row for each image in `imgToEval`."""
+        if path.is_file():
+            try:
+                whole = json.loads(read_text(path))
+            except json.JSONDecodeError:
+                whole = None
+            if isinstance(whole, dict) and IMAGES in whole:
+                found = value(whole, IMAGES, str(path), dict)
+                return [(f"{path}, {IMAGES} {key}", row) for key, row in found.items()]
+        return super().rows(path)
+
+    @classmethod
+    def _described(cls, path: Path, known: Collection[int]) -> list[int]:
+        """The images that a file of replies describes. Raises DataError where one is unknown."""
+        named = [(place, cls.answered(row, place)) for place, row in cls.rows(path)]
+        for place, image in named:
+            if not image.isdecimal() or int(image) not in known:
+                raise DataError(f"{place}: image {image!r} is not among the instances' images")
+        return [int(image) for _, image in named]
 
     def truth(self, number: int) -> dict[str, Any]:
         return {"objects": sorted(self.truths[number])}

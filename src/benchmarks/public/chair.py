@@ -82,6 +82,10 @@ class Vocabulary:
             for form in (word.lower(), *plurals(word.lower()))
         }
 
+    def category(self, name: str) -> str | None:
+        """The object that an annotated category is; None: an unknown one."""
+        return next((mention.name for mention in self.mentions(name)), None)
+
     def mentions(self, text: str) -> list[Mention]:
         """Every mention, in the order of the text; matches never overlap, so "hot dog" is not also a dog."""
         found: list[tuple[Mention, str | None]] = []

@@ -9,28 +9,33 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ...common.readers import DataError, first_file, read_json, read_text, text, unique, value
+from ...common.validation import load_yaml, suggest
+from ..runner.suite import OWN, Match, Source
 from .chair import Vocabulary
+from .chair_script import ScriptWords
 
 IMAGE_IDS = "image_ids.txt"
 INSTANCES = ("instances_val2014.json", "instances.json")
-_SCRIPT_DOUBLES = {"bow tie": "tie", "toilet seat": "toilet", "street light": None, "home plate": None}
-_SCRIPT_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
+Words = Vocabulary | ScriptWords
 
 
 @cache
-def vocabulary(synonyms: Path | None = None) -> Vocabulary:
+def vocabulary(synonyms: Path | None = None, *, strict: bool = False) -> Words:
     """The words for COCO's objects.
 
     Args:
-        synonyms: a table in the format of the original CHAIR script, a category and its synonyms on each line, divided by
-            commas, instead of the project's own; then that script's special cases apply, and none of ours.
+        synonyms: a table in the format of the published CHAIR script, a category and its synonyms on each line, divided by
+            commas, instead of the project's own; then that script's rule finds them.
+        strict: with that script's slips.
 
     Raises:
         DataError: the table is malformed, or lists a word twice.
     """
     if synonyms is not None:
-        return _script_vocabulary(synonyms)
+        return ScriptWords(_synonyms(synonyms), strict=strict)
     table = own_table()
     surfaces = {word: name for name, words in table["categories"].items() for word in (name, *words)}
     by_name: dict[str, list[str]] = {}
@@ -44,8 +49,6 @@ def vocabulary(synonyms: Path | None = None) -> Vocabulary:
 
 @cache
 def own_table() -> Mapping[str, Any]:
-    import yaml
-
     return yaml.safe_load((resources.files("sightline.eval") / "data" / "coco.yaml").read_text("utf-8"))
 
 
@@ -54,24 +57,48 @@ def categories() -> list[str]:
     return list(own_table()["categories"])
 
 
-def _script_vocabulary(path: Path) -> Vocabulary:
-    """The original script's rules: baby and adult animals, passenger trains, double words, the seat of a toilet."""
-    surfaces: dict[str, str] = {}
+def _synonyms(path: Path) -> dict[str, str]:
+    """Word -> category, cut as the script cuts: a word with a capital, or behind two spaces, is one that it never finds."""
+    table: dict[str, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        words = [word.strip().lower() for word in line.split(",") if word.strip()]
+        words = line.strip().split(", ") if line.strip() else []
         for word in words:
-            if surfaces.setdefault(word, words[0]) != words[0]:
-                raise DataError(f"{path}, line {number}: {word!r} already stands for {surfaces[word]!r}")
-    if not surfaces:
+            if table.setdefault(word, words[0]) != words[0]:
+                raise DataError(f"{path}, line {number}: {word!r} already stands for {table[word]!r}")
+    if not table:
         raise DataError(f"{path} is empty: expected a category and its synonyms on each line, divided by commas")
-    qualified = [(f"{q} {animal}", animal) for q in ("baby", "adult") for animal in _SCRIPT_ANIMALS]
-    qualified += [("passenger jet", "jet"), ("passenger train", "train")]
-    known = {double: surfaces[word] for double, word in qualified if word in surfaces}
-    doubles = {double: word for double, word in _SCRIPT_DOUBLES.items() if double not in surfaces}
-    known |= {double: surfaces[word] for double, word in doubles.items() if word in surfaces}
-    ignore = [double for double, word in doubles.items() if word is None]
-    unless = {"seat": "toilet"} if "seat" in surfaces else {}
-    return Vocabulary(set(surfaces.values()), known | surfaces, [*ignore, "baby animal", "adult animal"], unless)
+    return table
+
+
+def annotated(folder: Path, source: Source) -> tuple[Path, Words, dict[int, str], dict[int, set[str]]]:
+    """What a folder annotates: its instances file, the words for its objects, file names and objects by image id.
+
+    Raises:
+        DataError: a file is missing or malformed, or a category has no word.
+    """
+    path, renamed = instances(folder), {}
+    words = vocabulary(source.synonyms, strict=source.match is Match.strict)
+    if source.categories == OWN:
+        listed = value(read_json(path, dict), "categories", str(path), list)
+        words = Vocabulary(text(row, "name", f"{path}, category {n}") for n, row in enumerate(listed))
+    if isinstance(source.categories, Path):
+        renamed = _renamed(source.categories, words)
+    return path, words, *objects(path, words, renamed)
+
+
+def _renamed(path: Path, words: Words) -> dict[str, str | None]:
+    """A table of a file's categories: its name -> one that the words know, or None to leave it out."""
+    try:
+        table = load_yaml(read_text(path))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not YAML: {error}") from None
+    if not isinstance(table, dict):
+        raise DataError(f"{path}: expected a line 'its name: our name' for each category")
+    wrong = [name for name in table.values() if name is not None and name not in words.names]
+    if wrong:
+        known = sorted(words.names)
+        raise DataError(f"{path}: no object is called {wrong[0]!r}{suggest(str(wrong[0]), known)}")
+    return {str(name): known for name, known in table.items()}
 
 
 def places(folder: Path, *names: str) -> list[Path]:
@@ -114,32 +141,39 @@ def image_names(annotations: Mapping[str, Any], where: str) -> dict[int, str]:
     return {row["id"]: text(row, "file_name", place) for place, row in rows}
 
 
-def objects(instances: Path, words: Vocabulary) -> tuple[dict[int, str], dict[int, set[str]]]:
+def objects(
+    instances: Path, words: Words, renamed: Mapping[str, str | None] | None = None
+) -> tuple[dict[int, str], dict[int, set[str]]]:
     """File names, and the objects annotated in each image, by image id.
 
-    A category takes the name that the vocabulary gives it, which for another table of synonyms may be another word.
+    A category takes the name that the words give it, which for another table of synonyms may be another word; `renamed`
+    gives some another name, or None: they are left out.
 
     Raises:
         DataError: the file is no instances file, an annotation belongs to no image, or a category is unknown.
     """
-    data = read_json(instances, dict)
+    data, renamed = read_json(instances, dict), renamed or {}
     names = image_names(data, str(instances))
     listed = {row.get("id"): row.get("name") for row in value(data, "categories", str(instances), list)}
     found: dict[int, set[str]] = {image: set() for image in names}
-    canonical: dict[int, str] = {}
+    canonical: dict[int, str | None] = {}
     for number, row in enumerate(value(data, "annotations", str(instances), list)):
         place = f"{instances}, annotation {number}"
         image, category = value(row, "image_id", place, int), value(row, "category_id", place, int)
         if image not in found:
             raise DataError(f"{place}: image {image} is not among the file's images: files of two splits?")
         if category not in canonical:
-            mentions = words.mentions(str(listed.get(category)))
-            if not mentions:
+            name = str(listed.get(category))
+            if name not in renamed and words.category(name) is None:
                 raise DataError(
-                    f"{place}: category {category} ({listed.get(category)}) is none that the vocabulary knows"
+                    f"{place}: category {category} ({name}) is none that the vocabulary knows: give --categories a YAML "
+                    f"file with a line for each such category ({name}: person, say, or null to leave it out), or "
+                    f"--categories {OWN} to look for the file's own names"
                 )
-            canonical[category] = mentions[0].name
-        found[image].add(canonical[category])
+            canonical[category] = renamed[name] if name in renamed else words.category(name)
+        held = canonical[category]
+        if held is not None:
+            found[image].add(held)
     return names, found
 
 

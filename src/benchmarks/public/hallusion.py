@@ -1,25 +1,27 @@
 """HallusionBench's yes/no part, without a judge (arXiv 2310.14566).
 
-Files, as published: `HallusionBench.json` in the data folder, the pictures under `hallusion_bench/` as its `filename`
-says. Questions of `visual_input` 0 are asked without a picture.
+Files, as published: `HallusionBench.json` in the data folder, the pictures where its `filename` says (`./VS/map/0_1.png`),
+there or under `hallusion_bench/`. Questions of `visual_input` 0 are asked without a picture.
 
 The release lets GPT-4 compare a reply with the reference; here a reply is right if it plainly says the reference's yes or
-no, and one that says neither is wrong, so the numbers compare with the release's only where replies are short.
+no, and an unclear one ("it is not possible to tell") says neither, so the numbers compare with the release's only where
+replies are short. As in the release, an unclear reply is right where there is nothing to see (figure 0 of VS), else wrong.
 aAcc: questions. fAcc: figures with every question right (a figure that a question about knowledge does not show counts
 for none). qAcc: question pairs, the same question about a figure and its altered copies, with every one right. easy, hard:
-questions about original figures, and about altered ones.
+the same without altered copies (`visual_input` 2), and of altered copies only.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common.readers import Notes, expect, images, label, read_json, text, unique, value
+from ...common.readers import Notes, expect, label, read_json, text, unique, value
 from ...common.statistics import Ratio
 from ...models.samples import Sample
 from ..runner.suite import Benchmark, Source
@@ -27,22 +29,35 @@ from .yesno import says
 
 PUBLISHED = 1129
 INSTRUCTION = "Please answer with yes or no."
+_UNCLEAR = re.compile(
+    r"\b(?:not sure|unsure|uncertain|unclear|not clear|unable to|(?:can ?not|can['’]t|do not|don['’]t|could not|difficult to|"
+    r"hard to|(?:not|im) ?possible to) (?:\w+ )?(?:tell|say|see|determine|know|answer|confirm|verify)|"
+    r"(?:not|in) ?(?:enough|sufficient) (?:information|context|data)|no (?:information|image|picture|figure))\b",
+    re.IGNORECASE,
+)
+"""A reply that says that it cannot tell; a judge calls it unclear."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question's place in the benchmark: `group` is its set of figures, `yes` the truth."""
+    """A question's place in the benchmark: `group` is its set of figures, `altered` whether its figure is, `yes` the truth."""
 
     category: str
     group: tuple[str, str, str]
     figure: str
     question: str
+    altered: bool
     yes: bool
 
     @property
     def shown(self) -> bool:
         """Whether its figure counts: knowledge questions (VS) have no figure 0."""
         return not (self.category == "VS" and self.figure == "0")
+
+    def right(self, reply: str) -> bool:
+        """Whether a reply is."""
+        said = answer(reply)
+        return said == self.yes or (said is None and not self.shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +75,8 @@ class Accuracies:
             "aacc": self._all_right([(item.group, n, right) for n, (item, right) in enumerate(questions)]),
             "facc": self._all_right([(i.group, (i.group, i.figure), right) for i, right in questions if i.shown]),
             "qacc": self._all_right([(i.group, (i.group, i.question), right) for i, right in questions]),
-            "easy": self._all_right(
-                [(i.group, (i, n), right) for n, (i, right) in enumerate(questions) if i.figure == "0"]
-            ),
-            "hard": self._all_right(
-                [(i.group, (i, n), right) for n, (i, right) in enumerate(questions) if i.figure != "0"]
-            ),
+            "easy": self._all_right([(i.group, (i.group, i.question), r) for i, r in questions if not i.altered]),
+            "hard": self._all_right([(i.group, (i.group, i.question), r) for i, r in questions if i.altered]),
         }
 
     def _all_right(self, rows: Sequence[tuple[Hashable, Hashable, bool]]) -> Ratio:
@@ -102,6 +113,7 @@ class HallusionBench(Benchmark):
         "n": "n",
     }
     percent = frozenset({"aacc", "facc", "qacc", "easy", "hard"})
+    answer_keys = (*Benchmark.answer_keys, "model_prediction")
 
     items: list[Item] = field(default_factory=list)
 
@@ -110,36 +122,58 @@ class HallusionBench(Benchmark):
         folder, notes = source.need("HallusionBench files"), Notes()
         path = folder / "HallusionBench.json"
         rows = [(f"{path}, entry {n}", row) for n, row in enumerate(read_json(path, list))]
-        keys = ("category", "subcategory", "set_id", "figure_id", "question_id")
-        entries = [(place, row, tuple(str(value(row, key, place, (str, int))) for key in keys)) for place, row in rows]
+        entries = [(place, row, _place(row, place)) for place, row in rows]
         unique(((place, names) for place, _, names in entries), "question")
         expect(len(entries), PUBLISHED, "questions", notes)
         entries = entries[: source.limit]
         files = {names: text(row, "filename", place) for place, row, names in entries if _sees(row)}
-        pictures = images([folder], files.values())
+        pictures = source.pictures([folder, folder / "hallusion_bench"], files.values(), notes)
         made = cls([], notes)
         for place, row, names in entries:
             category, subcategory, group, figure, question = names
             yes = label(row.get("gt_answer"), place, {"1": True, "0": False})
             asked = f"{text(row, 'question', place)} {INSTRUCTION}"
             made.samples.append(Sample("_".join(names), asked, pictures[files[names]] if names in files else None))
-            made.items.append(Item(category, (category, subcategory, group), figure, question, yes))
+            altered = str(value(row, "visual_input", place, (str, int))) == "2"
+            made.items.append(Item(category, (category, subcategory, group), figure, question, altered, yes))
         return made
 
     def score(self, replies: Sequence[str]) -> dict[str, Any]:
-        said = [says(reply) for reply in replies]
+        unclear, right = (
+            [answer(reply) is None for reply in replies],
+            [item.right(reply) for item, reply in zip(self.items, replies, strict=True)],
+        )
         scores: dict[str, Any] = {}
         for split in ("all", *dict.fromkeys(item.category for item in self.items)):
             mine = [n for n, item in enumerate(self.items) if split in ("all", item.category)]
-            outcomes = [said[n] == self.items[n].yes for n in mine]
-            scores[split] = Accuracies([self.items[n] for n in mine], outcomes, sum(said[n] is None for n in mine))
+            scores[split] = Accuracies(
+                [self.items[n] for n in mine], [right[n] for n in mine], sum(unclear[n] for n in mine)
+            )
         return scores
+
+    @classmethod
+    def answered(cls, row: Mapping[str, Any], place: str) -> str:
+        """By `id`, or as the release's result file has it: the entry with the reply in it."""
+        return super().answered(row, place) if "id" in row else "_".join(_place(row, place))
 
     def truth(self, number: int) -> dict[str, Any]:
         return {"label": "yes" if self.items[number].yes else "no"}
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
-        return {"reply": reply, "yes": says(reply), "right": says(reply) == self.items[number].yes}
+        return {"reply": reply, "yes": answer(reply), "right": self.items[number].right(reply)}
+
+
+def answer(reply: str) -> bool | None:
+    """What a reply says: as `says`, but one that begins with neither yes nor no and says that it cannot tell is None."""
+    first = re.match(r"\W*(\w+)", reply)
+    plain = first is not None and first.group(1).lower() in ("yes", "no")
+    return None if not plain and _UNCLEAR.search(reply) else says(reply)
+
+
+def _place(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """Category, subcategory, set, figure and question of an entry. Raises DataError."""
+    keys = ("category", "subcategory", "set_id", "figure_id", "question_id")
+    return tuple(str(value(row, key, place, (str, int))) for key in keys)
 
 
 def _sees(row: dict[str, Any]) -> bool:

@@ -3,13 +3,13 @@
 Files, as published: a folder for each of the four in the data folder, with `NAME.txt` beside each picture `NAME.jpg` (or
 .png), two lines of `question<TAB>Yes|No` in it. The questions ask for yes or no themselves.
 
-A reply is yes or no if that word stands in its first four letters, else neither, which is wrong. A subset's score is
+A reply is yes or no if that word stands in its first four characters, else neither, which is wrong. A subset's score is
 accuracy plus accuracy+ (images with both answers right), each out of 100; the total of the four is out of 800.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +19,8 @@ import numpy as np
 from ...common.readers import DataError, Notes, expect, label, read_text
 from ...common.statistics import Blend, Ratio, Score
 from ...models.samples import Sample
-from ..runner.suite import Benchmark, Source
-from .yesno import Answer, says
+from ..runner.suite import Benchmark, Match, Source
+from .yesno import Answer, plainly, says
 
 SUBSETS = ("existence", "count", "position", "color")
 PUBLISHED = 60
@@ -28,10 +28,9 @@ PUBLISHED = 60
 
 
 def parse(reply: str) -> Answer:
-    """Read a reply by the release's rule."""
-    start = reply.strip().lower()[:4]
-    yes = True if "yes" in start or start == "y" else False if "no" in start or start == "n" else None
-    return Answer(yes, says(reply))
+    """Read a reply by the release's rule, to the letter: "not sure" is no, "the answer is yes" neither."""
+    start = reply.lower()[:4]
+    return Answer(True if "yes" in start else False if "no" in start else None, says(reply))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +84,20 @@ class MME(Benchmark):
         "n": "n",
     }
     percent = frozenset({"accuracy", "accuracy_plus"})
+    options = frozenset({"match"})
 
     asked: list[tuple[str, int, bool]] = field(default_factory=list)
+    rule: Callable[[str], Answer] = parse
 
     @classmethod
     def read(cls, source: Source) -> MME:
         folder, notes = source.need("MME files"), Notes()
-        made = cls([], notes)
-        number = 0
+        made, number = cls([], notes), 0
+        if source.match is Match.flexible:
+            made.rule = plainly
+            notes.add("replies are read for what they plainly say, not by the release's rule")
         for subset in SUBSETS:
-            pairs = _pairs(folder / subset)
+            pairs = _pairs(folder / subset, notes if source.replies else None)
             expect(sum(len(lines) for _, lines in pairs), PUBLISHED, f"questions in {subset}", notes)
             # A limit keeps whole images: accuracy+ needs both questions of each.
             for picture, lines in pairs[: None if source.limit is None else -(-source.limit // 2)]:
@@ -112,7 +115,7 @@ class MME(Benchmark):
             outcomes, neither = [], 0
             for (name, image, yes), reply in zip(self.asked, replies, strict=True):
                 if name == subset:
-                    answer = parse(reply)
+                    answer = self.rule(reply)
                     outcomes.append(answer.yes == yes)
                     neither += answer.yes is None
                     right[image] += answer.yes == yes
@@ -125,12 +128,15 @@ class MME(Benchmark):
         return {"subset": subset, "label": "yes" if yes else "no"}
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
-        answer = parse(reply).yes
+        answer = self.rule(reply).yes
         return {"reply": reply, "yes": answer, "right": answer == self.asked[number][2]}
 
 
-def _pairs(folder: Path) -> list[tuple[Path, list[tuple[int, str, bool]]]]:
-    """Pictures with their questions (line, question, whether yes is right). Raises DataError where one has no partner."""
+def _pairs(folder: Path, missing: Notes | None) -> list[tuple[Path, list[tuple[int, str, bool]]]]:
+    """Pictures with their questions (line, question, whether yes is right).
+
+    Where `missing` takes notes of them, pictures need not be there. Raises DataError where one has no partner.
+    """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: expected {', '.join(SUBSETS)} of MME_Benchmark_release_version")
     texts = {path.stem: path for path in sorted(folder.glob("*.txt"))}
@@ -138,6 +144,10 @@ def _pairs(folder: Path) -> list[tuple[Path, list[tuple[int, str, bool]]]]:
         path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")
     }
     alone = sorted(texts.keys() ^ pictures.keys())
+    if missing is not None and pictures.keys() < texts.keys():
+        missing.add("a picture is not on disk, which scoring replies that exist does not need", len(alone))
+        pictures |= {stem: texts[stem].with_suffix(".jpg") for stem in alone}
+        alone = []
     if alone or not texts:
         what = f"{alone[0]} has no {'picture' if alone[0] in texts else 'questions'}" if alone else "it is empty"
         raise DataError(f"{folder}: {what} ({len(alone)} without a partner)")

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import numpy as np
 
 from ...common.files import write_json
-from ...common.readers import DataError, Notes, expect, images, read_json, text
+from ...common.readers import DataError, Notes, expect, read_json, text
 from ...common.statistics import Floats, Ratio
 from ...models.samples import Sample
 from ..runner.suite import Benchmark, Source
@@ -59,7 +59,7 @@ class MMHal(Benchmark):
         expect(len(rows), PUBLISHED, "questions", notes)
         rows = rows[: source.limit]
         names = [Path(urlparse(text(row, "image_src", place)).path).name for place, row in rows]
-        pictures = images([folder / "images", folder], names)
+        pictures = source.pictures([folder / "images", folder], names, notes)
         samples = [
             Sample(f"{number}: {name}", text(row, "question", place), pictures[name])
             for number, ((place, row), name) in enumerate(zip(rows, names, strict=True))

@@ -1,31 +1,38 @@
 """`sightline eval pope`: the published question files, or questions built about the testbed's scenes.
 
-Files, as published: JSON lines of `question_id, image, text, label`; `coco_pope_random.json`, `_popular`, `_adversarial`
-in the data folder, the pictures there, in `images/` or in `val2014/`. Where only an instances file is there
-(`instances_val2014.json`, also in `annotations/`), questions are built from it as the paper did: 3 objects that are there
-and 3 that are not, for 500 images with more than 3 objects, or for those of `image_ids.txt`.
+Files, as published: rows of `question_id, image, text, label`, JSON lines or a JSON list, for a *set* of pictures (COCO,
+A-OKVQA, GQA) and a split: `coco_pope_random.json`, `aokvqa_pope_seem_popular.json`, `gqa_pope_adversarial.json`, ... in
+the data folder, or in `coco/`, `aokvqa/`, `gqa/` and `seem/` of it as releases have them; the pictures there, in `images/`,
+`val2014/`, `gqa/` or `gqa/images/`. Of several sets, splits are `coco/random` and so on, each set has its mean, and all
+nine have one, as papers print them. Where only an instances file is there (`instances_val2014.json`, also in
+`annotations/`), questions are built from it as the paper did: 3 objects that are there and 3 that are not, for 500 images
+with more than 3 objects, or for those of `image_ids.txt`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.files import write_text
-from ...common.readers import DataError, Notes, answers, expect, images, label, read_lines, text, unique, value
+from ...common.readers import DataError, Notes, answers, expect, label, read_rows, text, unique, value
 from ...models.samples import Reply, Sample
-from ..runner.suite import Benchmark, Source
+from ..runner.suite import Benchmark, Match, Source
 from . import coco
 from .pope import SPLITS, Mean, build, parse, statistics, wording
 from .scenes import scene_name, scenes
-from .yesno import tally
+from .yesno import Answer, YesNo, plainly, tally
 
 PUBLISHED = 3000
-"""Questions in each published COCO split."""
+"""Questions in each published split."""
+SETS = ("coco", "aokvqa", "gqa")
+FOLDERS = ("", *SETS, "seem/aokvqa", "seem/gqa")
+"""Where question files may lie in the data folder."""
+MEAN = "mean"
 IMAGES, PAIRS = 500, 3
 """Images, and questions with each answer about one, where questions are built."""
 
@@ -53,7 +60,10 @@ class Asked:
 
 @dataclass
 class PopeBenchmark(Benchmark):
-    """POPE's three splits, or those that are there. A question that several splits share is put to the model once."""
+    """POPE's splits, or those that are there. A question that several splits share is put to the model once.
+
+    Replies that exist may differ there, so that each split's are scored by themselves.
+    """
 
     name = "pope"
     new_tokens = 10
@@ -68,19 +78,29 @@ class PopeBenchmark(Benchmark):
         "n": "n",
     }
     percent = frozenset({"accuracy", "precision", "recall", "f1", "yes_ratio", "exact"})
+    options = frozenset({"categories", "match"})
 
     splits: dict[str, list[Asked]] = field(default_factory=dict)
     facts: list[dict[str, Any]] = field(default_factory=list)
     built: bool = False
+    rule: Callable[[str], Answer] = parse
 
     @classmethod
     def read(cls, source: Source) -> PopeBenchmark:
+        made = cls._of(source)
+        if source.match is Match.flexible:
+            made.rule = plainly
+            made.notes.add("replies are read for what they plainly say, not by the published script's rule")
+        return made
+
+    @classmethod
+    def _of(cls, source: Source) -> PopeBenchmark:
         if source.folder is None:
             return cls._of_scenes(source)
         annotated = any(path.is_file() for path in coco.places(source.folder, *coco.INSTANCES))
         if annotated and not _split_files(source.folder):
             return cls._of_instances(source.folder, source)
-        return cls._of_files(source.folder, source.limit)
+        return cls._of_files(source.folder, source)
 
     @classmethod
     def _of_scenes(cls, source: Source) -> PopeBenchmark:
@@ -96,16 +116,17 @@ class PopeBenchmark(Benchmark):
             ]
             for split, asked in made.items()
         }
-        return cls.merged(found, {scene_name(scene): scene.image for scene in shown}, Notes())
+        return cls.merged(
+            found, {scene_name(scene): scene.image for scene in shown}, Notes(), apart=bool(source.replies)
+        )
 
     @classmethod
     def _of_instances(cls, folder: Path, source: Source) -> PopeBenchmark:
-        path = coco.instances(folder)
-        names, objects = coco.objects(path, coco.vocabulary())
+        path, words, names, objects = coco.annotated(folder, source)
         frequency, together = statistics(list(objects.values()))
         rich = names if (folder / coco.IMAGE_IDS).is_file() else [i for i in names if len(objects[i]) > PAIRS]
         chosen = coco.chosen(folder, list(rich))[: source.limit or IMAGES]
-        asked = {name: frequency.get(name, 0) for name in coco.categories()}
+        asked = {name: frequency.get(name, 0) for name in sorted(words.names)}
         made = build([objects[image] for image in chosen], asked, together, pairs=PAIRS, seed=source.seed)
         found = {
             split: [
@@ -117,44 +138,56 @@ class PopeBenchmark(Benchmark):
         notes.add(
             f"the questions were built from {path.name} for {len(chosen)} images: they are not the published ones"
         )
-        pictures = images(coco.picture_folders(folder), (names[image] for image in chosen))
-        bench = cls.merged(found, pictures, notes)
+        pictures = source.pictures(coco.picture_folders(folder), (names[image] for image in chosen), notes)
+        bench = cls.merged(found, pictures, notes, apart=bool(source.replies))
         bench.built = True
         return bench
 
     @classmethod
-    def _of_files(cls, folder: Path, limit: int | None) -> PopeBenchmark:
+    def _of_files(cls, folder: Path, source: Source) -> PopeBenchmark:
         notes, found, files = Notes(), {}, _split_files(folder)
         if not files:
             raise DataError(
-                f"{folder} has no POPE file: expected coco_pope_random.json, _popular.json, _adversarial.json, or "
-                "instances_val2014.json to build questions from"
+                f"{folder} has no POPE file: expected coco_pope_random.json, _popular.json, _adversarial.json, those of "
+                "aokvqa and gqa, or instances_val2014.json to build questions from"
             )
-        for split, path in files.items():
-            entries = _entries(path)
+        sets = list(dict.fromkeys(kind for kind, _ in files))
+        for (kind, split), path in files.items():
+            entries = _entries(path, notes)
             expect(len(entries), PUBLISHED, f"questions in {path.name}", notes)
-            found[split] = entries[:limit]
-        about = [frozenset(entry.image for entry in entries) for entries in found.values()]
-        if len(set(about)) > 1:
+            found[split if len(sets) == 1 else f"{kind}/{split}"] = entries[: source.limit]
+        about = {split: frozenset(entry.image for entry in entries) for split, entries in found.items()}
+        if len({(split.rpartition("/")[0], seen) for split, seen in about.items()}) > len(sets):
             notes.add("the splits are about different images: their scores do not compare with each other")
-        names = (name for names in about for name in sorted(names))
-        return cls.merged(found, images(coco.picture_folders(folder), names), notes)
+        names = (name for seen in about.values() for name in sorted(seen))
+        places = [*coco.picture_folders(folder), folder / "gqa", folder / "gqa" / "images"]
+        return cls.merged(found, source.pictures(places, names, notes), notes, apart=bool(source.replies))
 
     @classmethod
-    def merged(cls, found: Mapping[str, Sequence[Entry]], pictures: Mapping[str, Any], notes: Notes) -> PopeBenchmark:
-        """One sample for each different question. Raises DataError where two splits label one differently."""
-        first: dict[tuple[str, str], tuple[int, Entry]] = {}
+    def merged(
+        cls, found: Mapping[str, Sequence[Entry]], pictures: Mapping[str, Any], notes: Notes, *, apart: bool = False
+    ) -> PopeBenchmark:
+        """One sample for each different question; `apart`: for each question of each split.
+
+        Raises:
+            DataError: two splits label one question differently.
+        """
+        first: dict[Hashable, tuple[int, Entry]] = {}
+        labels: dict[tuple[str, str], Entry] = {}
         numbers = {name: number for number, name in enumerate(pictures)}
         made = cls([], notes, {split: [] for split in found})
         for split, entries in found.items():
             for entry in entries:
-                sample, before = first.setdefault((entry.image, entry.text), (len(made.samples), entry))
+                asked = (entry.image, entry.text)
+                before = labels.setdefault(asked, entry)
                 if before.yes != entry.yes:
                     raise DataError(
                         f"{entry.place}: the label is not the one that {before.place} has for the same question"
                     )
+                sample, _ = first.setdefault((split, entry.id) if apart else asked, (len(made.samples), entry))
                 if sample == len(made.samples):
-                    made.samples.append(Sample(f"{entry.image}: {entry.text}", entry.text, pictures[entry.image]))
+                    name = f"{split} {entry.id}" if apart else f"{entry.image}: {entry.text}"
+                    made.samples.append(Sample(name, entry.text, pictures[entry.image]))
                     made.facts.append({"label": "yes" if entry.yes else "no", "ids": {}})
                 made.facts[sample]["ids"][split] = entry.id
                 made.splits[split].append(Asked(entry.id, entry.yes, sample, numbers[entry.image]))
@@ -166,14 +199,18 @@ class PopeBenchmark(Benchmark):
         for split, asked in self.splits.items():
             said = [replies[one.sample] for one in asked]
             truths, where = [one.yes for one in asked], [one.image for one in asked]
-            scores[split] = tally(truths, [parse(reply) for reply in said], said, where, number)
-        return scores if len(scores) == 1 else scores | {"mean": Mean(list(scores.values()))}
+            scores[split] = tally(truths, [self.rule(reply) for reply in said], said, where, number)
+        sets: dict[str, list[YesNo]] = {}
+        for split, score in scores.items():
+            sets.setdefault(split.rpartition("/")[0], []).append(score)
+        means = {f"{kind}/{MEAN}": Mean(parts) for kind, parts in sets.items() if kind and len(parts) > 1}
+        return scores if len(scores) == 1 else scores | means | {MEAN: Mean(list(scores.values()))}
 
     def truth(self, number: int) -> dict[str, Any]:
         return self.facts[number]
 
     def detail(self, number: int, reply: Any) -> dict[str, Any]:
-        answer = parse(reply)
+        answer = self.rule(reply)
         right = answer.yes == (self.facts[number]["label"] == "yes")
         return {"reply": reply, "yes": answer.yes, "said": answer.said, "right": right}
 
@@ -181,22 +218,38 @@ class PopeBenchmark(Benchmark):
         """Replies made elsewhere: a folder with a file for each split, or one file for one split.
 
         By `question_id`; without any, as the published script reads them, one a line in the order of the questions. Where
-        a line holds its `question` or `prompt`, that has to be the one asked.
+        a line holds its `question` or `prompt`, that has to be the one asked (`imange`, as VCD's files have it, is image).
         """
-        files = {next(iter(self.splits)): path} if path.is_file() and len(self.splits) == 1 else _split_files(path)
+        if path.is_file() and len(self.splits) > 1:
+            raise DataError(
+                f"{path} is a file, but there are {len(self.splits)} splits: give a folder with a file for each"
+            )
+        files = {next(iter(self.splits)): path} if path.is_file() else self._answer_files(path)
         replies: dict[int, str] = {}
         for split, asked in self.splits.items():
-            if split not in files:
-                raise DataError(f"{path} has no answers for the split {split}")
             said = self._said(files[split], split)
             for one, reply in zip(asked, said, strict=True):
                 if replies.setdefault(one.sample, reply) != reply:
-                    self.notes.add("a question that two splits share has two answers: the first one counts")
+                    raise DataError(
+                        f"{files[split]}: another answer than before to {self.samples[one.sample].text!r}, which splits "
+                        "share: name the files when the benchmark is read (Source.replies), and each split keeps its own"
+                    )
         return [replies[number] for number in range(len(self.samples))]
+
+    def _answer_files(self, folder: Path) -> dict[str, Path]:
+        """The file of replies for each split. Raises DataError where one is missing."""
+        found = _split_files(folder)
+        files = {f"{kind}/{split}": path for (kind, split), path in found.items()}
+        if len({split.rpartition("/")[0] for split in self.splits}) == 1:  # then names need not say which set
+            files = {split: path for (_, split), path in found.items()}
+        for split in self.splits:
+            if split not in files:
+                raise DataError(f"{folder} has no answers for the split {split}")
+        return files
 
     def _said(self, path: Path, split: str) -> list[str]:
         """The replies of a file to the questions of a split. Raises DataError where they are to other ones."""
-        asked, rows = self.splits[split], read_lines(path)
+        asked, rows = self.splits[split], read_rows(path)
         lined_up = not any("question_id" in row for _, row in rows)
         if lined_up and len(rows) != len(asked):
             raise DataError(
@@ -207,10 +260,10 @@ class PopeBenchmark(Benchmark):
         texts = {one.id: self.samples[one.sample].text for one in asked}
         for (place, row), number in zip(rows, numbers, strict=True):
             shown = next((row[key] for key in ("question", "prompt") if isinstance(row.get(key), str)), None)
-            if shown is not None and texts.get(number, "") not in shown:
+            if shown is not None and _spelled(texts.get(number, "")) not in _spelled(shown):
                 raise DataError(f"{place}: an answer to {shown!r}, but {texts[number]!r} was asked: of another split?")
         ids = {place: number for (place, _), number in zip(rows, numbers, strict=True)}
-        return list(answers(path, list(texts), key=lambda row, place: ids[place], reply=self.answer_keys))
+        return list(answers(rows, path, list(texts), key=lambda row, place: ids[place], reply=self.answer_keys))
 
     def export(self, folder: Path, runs: Mapping[str, Sequence[Any]]) -> list[Path]:
         """Questions that were built, in the published form, for other tools."""
@@ -226,16 +279,17 @@ class PopeBenchmark(Benchmark):
         return written
 
 
-def _entries(path: Path) -> list[Entry]:
-    """The questions of a file. Raises DataError for an unknown label, an id or a question that comes twice."""
+def _entries(path: Path, notes: Notes) -> list[Entry]:
+    """The questions of a file. Raises DataError for an unknown label, or an id that comes twice."""
     entries = [
         Entry(
             place, _id(row, place), text(row, "image", place), text(row, "text", place), label(row.get("label"), place)
         )
-        for place, row in read_lines(path)
+        for place, row in read_rows(path)
     ]
     unique(((entry.place, entry.id) for entry in entries), "question_id")
-    unique(((entry.place, (entry.image, entry.text)) for entry in entries), "question")
+    twice = len(entries) - len({(entry.image, entry.text) for entry in entries})
+    notes.add(f"{path.name} asks a question twice, under two ids: both count, as in the published script", twice)
     return entries
 
 
@@ -243,15 +297,28 @@ def _id(row: Mapping[str, Any], place: str) -> Any:
     return value(row, "question_id", place, (int, str))
 
 
-def _split_files(folder: Path) -> dict[str, Path]:
-    """The file of each split that has one, by its name. Raises DataError where a split has two."""
+def _spelled(question: str) -> str:
+    return question.replace("imange", "image")
+
+
+def _split_files(folder: Path) -> dict[tuple[str, str], Path]:
+    """The file of each set (empty where no name says it) and split. Raises DataError where one has two."""
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}: check the path")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.json*")):
-        match = re.search("|".join(SPLITS), path.name)
-        if match and found.setdefault(match.group(), path) != path:
-            raise DataError(
-                f"{folder} has two files for the split {match.group()}: {found[match.group()].name}, {path.name}"
-            )
-    return {split: found[split] for split in SPLITS if split in found}
+        raise DataError(f"{'a file, not a folder:' if folder.exists() else 'no folder'} {folder}: check the path")
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(path for place in FOLDERS for path in (folder / place).glob("*.json*")):
+        split, kind = (
+            re.search("|".join(SPLITS), path.name),
+            re.search("|".join(SETS), f"{path.parent.name}/{path.name}"),
+        )
+        if split is None:
+            continue
+        key = (kind.group() if kind else "", split.group())
+        before = found.setdefault(key, path)
+        if before.with_suffix("") != path.with_suffix(""):  # the same file may be there as a list and as lines
+            raise DataError(f"{folder} has two files for the split {' '.join(key).strip()}: {before.name}, {path.name}")
+    kinds = {kind for kind, _ in found}
+    if "" in kinds and len(kinds) > 1:
+        unnamed = next(path.name for (kind, _), path in found.items() if not kind)
+        raise DataError(f"{folder}: {unnamed} says no set ({', '.join(SETS)}), but other files do: rename or remove it")
+    return {(kind, split): found[kind, split] for kind in (*SETS, "") for split in SPLITS if (kind, split) in found}

@@ -100,9 +100,10 @@ def parse(reply: str) -> Answer:
     """Read a reply by the rule of the official script, to the letter.
 
     What stands before the first full stop, without commas, is cut at spaces; a piece No, no or not means no, all else
-    yes. So a reply with neither counts as yes, and "NO" or "No!" does, too; `says` notices both.
+    yes. So a reply with neither counts as yes, and "NO", "No!" or "No" with a line end behind it does, too; `says` notices
+    them.
     """
-    sentence = reply.strip().split(".")[0].replace(",", "")
+    sentence = reply.split(".")[0].replace(",", "")
     return Answer(yes=not {"No", "no", "not"} & set(sentence.split(" ")), said=says(reply))
 
 

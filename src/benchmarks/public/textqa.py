@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common.readers import DataError, Notes, expect, read_csv, read_json, read_lines, read_text, text, value
+from ...common.readers import DataError, Notes, expect, read_csv, read_json, read_rows, read_text, text, value
 from ...common.statistics import Blend, Ratio, Score
 from ...models.samples import Reply, Sample
 from ..runner.suite import Benchmark, Source
@@ -26,7 +26,8 @@ MEMOTRAP = {
     "4-history-of-science-qa": 736,
 }
 NQSWAP = 4746
-TRUTHFULQA = 817
+TRUTHFULQA = (817, 790)
+"""Questions in TruthfulQA: as of the paper, and since 2025."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +144,8 @@ def _endings(written: str, place: str) -> tuple[str, ...]:
 class NQSwap(Benchmark):
     """Questions whose context gives a substituted answer (arXiv 2109.05052). Following the context is right.
 
-    Files: the public set as JSON lines, `question, sub_context, sub_answer, org_answer` (answers are lists), in
-    `nqswap.jsonl`. The prompt is `Context: ... Question: ... Answer:`; examples to put in front of it, as papers use, are
+    Files: the public set, `question, sub_context, sub_answer, org_answer` (answers are lists), as parquet, there or in
+    `data/`, or as JSON lines in `nqswap.jsonl`. The prompt is `Context: ... Question: ... Answer:`; examples to put in front of it, as papers use, are
     read from `primer.txt` if it is there. em: the first line of the reply is the substituted answer after SQuAD's
     normalisation (contains: has it in it); memory: it is the original answer instead.
     """
@@ -161,7 +162,8 @@ class NQSwap(Benchmark):
     def read(cls, source: Source) -> NQSwap:
         folder, made = source.need("NQ-Swap files"), cls([], Notes())
         primer = _primer(folder, made.notes)
-        rows = read_lines(folder / "nqswap.jsonl")
+        parquet = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+        rows = [row for path in parquet or [folder / "nqswap.jsonl"] for row in read_rows(path)]
         expect(len(rows), NQSWAP, "questions", made.notes)
         for number, (place, row) in enumerate(rows[: source.limit]):
             asked = f"Context: {text(row, 'sub_context', place)}\nQuestion: {text(row, 'question', place)}\nAnswer:"
@@ -226,10 +228,10 @@ class TruthfulQA(Choosing):
         if listed.is_file():
             rows = [(f"{listed}, entry {n}", row) for n, row in enumerate(read_json(listed, list))]
         else:
-            rows = read_lines(folder / "truthfulqa.jsonl")
+            rows = read_rows(folder / "truthfulqa.jsonl")
         expect(len(rows), TRUTHFULQA, "questions", made.notes)
         for number, (place, row) in enumerate(rows[: source.limit]):
-            one, many = (_targets(row, key, place) for key in ("mc1_targets", "mc2_targets"))
+            one, many = (_targets(row, key, place, made.notes) for key in ("mc1_targets", "mc2_targets"))
             asked = f"{primer}Q: {text(row, 'question', place)}\nA:"
             choices = tuple(f" {answer}" for answer, _ in (*one, *many))
             made.samples.append(Sample(str(number), asked, choices=choices, raw=True))
@@ -265,13 +267,18 @@ def _parted(chances: Sequence[float], right: Sequence[bool]) -> tuple[list[float
     return [chance for chance, good in pairs if good], [chance for chance, good in pairs if not good]
 
 
-def _targets(row: dict[str, Any], key: str, place: str) -> list[tuple[str, bool]]:
+def _targets(row: dict[str, Any], key: str, place: str, notes: Notes) -> list[tuple[str, bool]]:
+    """Answers and whether each is right. The published file has a few empty ones, which its script leaves out."""
     written = value(row, key, place, dict)
     if set(written) == {"choices", "labels"}:
         written = dict(zip(written["choices"], written["labels"], strict=True))
-    if not {0, 1} == set(written.values()) or not all(isinstance(answer, str) and answer.strip() for answer in written):
+    if not all(isinstance(answer, str) for answer in written):
+        raise DataError(f"{place}: {key!r} has an answer that is no text")
+    kept = [(answer.strip(), mark == 1) for answer, mark in written.items() if answer.strip()]
+    notes.add("an empty answer is left out, as in the published script", sum(not answer.strip() for answer in written))
+    if set(written.values()) != {0, 1} or len({right for _, right in kept}) < 2:
         raise DataError(f"{place}: {key!r} needs a right and a wrong answer at least, each marked 1 or 0")
-    return [(answer.strip(), mark == 1) for answer, mark in written.items()]
+    return kept
 
 
 def _primer(folder: Any, notes: Notes) -> str:

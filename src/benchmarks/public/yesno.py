@@ -27,6 +27,11 @@ def says(reply: str) -> bool | None:
     return next((word == "yes" for word in words if word in ("yes", "no", "not")), None)
 
 
+def plainly(reply: str) -> Answer:
+    """Read a reply for what it plainly says."""
+    return Answer(says(reply), says(reply))
+
+
 @dataclass(frozen=True, eq=False)
 class YesNo:
     """Counts per image `[images]`, and for each question in turn whether the reply was right.

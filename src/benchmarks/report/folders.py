@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.files import config_hash
-from ...common.readers import DataError, read_json, read_lines
+from ...common.readers import DataError, read_json, read_rows
 from ..runner import suite
 from ..runner.evaluate import RESULT, SAMPLES
 from ..runner.run import PLAIN
@@ -140,7 +140,7 @@ def _read(path: Path, name: str) -> Folder:
         result = read_json(path / RESULT, dict)
         _check(result, path / RESULT)
         if (path / SAMPLES).is_file():
-            samples = read_lines(path / SAMPLES)
+            samples = read_rows(path / SAMPLES)
             _check_samples(result, samples, path / SAMPLES)
     return Folder(path, name, result, samples, list(_unfinished(path, result)))
 

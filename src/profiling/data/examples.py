@@ -17,7 +17,7 @@ from typing import Any
 
 from ...common.errors import SightlineError
 from ...common.pictures import open_image
-from ...common.readers import DataError, Notes, read_json, read_lines, value
+from ...common.readers import DataError, Notes, read_json, read_rows, value
 from ...models.samples import TESTBED, Example, Region
 from .texts import sentences
 
@@ -134,7 +134,7 @@ def _annotated(folder: Path) -> list[Example]:
 
 def _json_lines(path: Path, folder: Path, places: Mapping[str, Path]) -> Iterator[Example]:
     known = {"image", "prompt", "caption", "objects", "texts"}
-    for place, row in read_lines(path):
+    for place, row in read_rows(path):
         unknown = sorted(row.keys() - known)
         if unknown:
             raise DataError(f"{place}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")

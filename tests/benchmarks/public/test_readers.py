@@ -15,7 +15,7 @@ from sightline.benchmarks.public import coco
 from sightline.benchmarks.public.pope import SPLITS
 from sightline.benchmarks.runner import suite
 from sightline.common.errors import ConfigError
-from sightline.common.readers import DataError, Notes, check_sums, read_csv, read_json, read_lines
+from sightline.common.readers import DataError, Notes, check_sums, read_csv, read_json, read_rows
 
 from studies import photos
 
@@ -486,7 +486,7 @@ def test_files(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json", list)
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"cannot read .*x.json: not UTF-8 text"):
-        read_lines(tmp_path / "x.json")
+        read_rows(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("[1,\n 2,\n 3")
     with pytest.raises(DataError, match=r"x.json, line 3: not JSON"):
         read_json(tmp_path / "x.json", list)
@@ -497,7 +497,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x.csv, line \d: "):
         read_csv(tmp_path / "x.csv", ("a", "b"))
     (tmp_path / "x.jsonl").write_text('\ufeff{"a": "line\u2028end"}\n\n{"a": 2}\r\n')
-    assert [row["a"] for _, row in read_lines(tmp_path / "x.jsonl")] == ["line\u2028end", 2]
+    assert [row["a"] for _, row in read_rows(tmp_path / "x.jsonl")] == ["line\u2028end", 2]
 
 
 def test_benchmark_names(tmp_path: Path) -> None:
