@@ -12,6 +12,12 @@ from typing import Annotated
 import typer
 
 
+class Match(str, Enum):
+    """How replies are read."""
+
+    strict, flexible = "strict", "flexible"
+
+
 class Pictures(str, Enum):
     """How pictures come into a report."""
 
@@ -53,7 +59,23 @@ def command(
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Other words to ask for a caption (chair).")] = None,
-    synonyms: Annotated[Path | None, typer.Option(metavar="FILE", help="Another synonyms.txt for chair.")] = None,
+    synonyms: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The published synonyms.txt for chair, and its script's rule.")
+    ] = None,
+    categories: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|own",
+            help="For a COCO file with categories of its own: YAML of 'its name: our name', or its names as they are.",
+        ),
+    ] = None,
+    match: Annotated[
+        Match | None,
+        typer.Option(
+            help="Read replies by the letter of the benchmark's script, slips included, or flexibly, as they are meant; "
+            "default: strict for pope and mme, flexible for chair's words and amber."
+        ),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply; default: the benchmark's.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows of one batch.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, built questions and bootstrap draws.")] = 0,
@@ -77,6 +99,7 @@ def command(
     from ..common.files import check_writable, write_json
     from ..common.progress import progress_bar
     from ..models.loading import cpu_threads, load_model, quiet
+    from ..models.samples import TESTBED
 
     quiet()
     if (model is None) == (not answers):
@@ -90,7 +113,16 @@ def command(
     folder = out or Path("eval-out") / (benchmark or "tasks")
     check_writable(json)
     configs, place = named(config or []), Place.here()
-    source = suite.Source(None if data == suite.TESTBED else Path(data), limit, seed, prompt, synonyms)
+    source = suite.Source(
+        None if data == TESTBED else Path(data),
+        limit,
+        seed,
+        prompt,
+        synonyms,
+        categories if categories in (None, suite.OWN) else Path(categories),
+        match.value if match else None,
+        tuple(answers or ()),
+    )
     if engine is not None:
         from ..benchmarks.harness import engines
 

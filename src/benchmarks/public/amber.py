@@ -30,7 +30,7 @@ import numpy as np
 from ...common.readers import DataError, Notes, expect, label, read_json, read_text, text, unique, value
 from ...common.statistics import DRAWS, Floats, Ratio, Score
 from ...models.samples import Sample
-from ..runner.suite import Benchmark, Match, Source
+from ..runner.suite import STRICT, Benchmark, Source
 from .nouns import Similar, Tagger, tagger
 from .tokens import Token
 from .yesno import Answer, YesNo, plainly, says, tally
@@ -240,7 +240,7 @@ class Amber(Benchmark):
         made = cls(samples, notes, [annotated[row["id"]] for _, row in rows], tables)
         if GENERATIVE in kinds:
             made.tag(tagger())
-        if source.match is Match.strict:
+        if source.match == STRICT:
             made.rule = bare
         return made
 

@@ -13,7 +13,7 @@ import yaml
 
 from ...common.readers import DataError, first_file, read_json, read_text, text, unique, value
 from ...common.validation import load_yaml, suggest
-from ..runner.suite import OWN, Match, Source
+from ..runner.suite import OWN, STRICT, Source
 from .chair import Vocabulary
 from .chair_script import ScriptWords
 
@@ -77,7 +77,7 @@ def annotated(folder: Path, source: Source) -> tuple[Path, Words, dict[int, str]
         DataError: a file is missing or malformed, or a category has no word.
     """
     path, renamed = instances(folder), {}
-    words = vocabulary(source.synonyms, strict=source.match is Match.strict)
+    words = vocabulary(source.synonyms, strict=source.match == STRICT)
     if source.categories == OWN:
         listed = value(read_json(path, dict), "categories", str(path), list)
         words = Vocabulary(text(row, "name", f"{path}, category {n}") for n, row in enumerate(listed))

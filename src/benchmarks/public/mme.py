@@ -19,7 +19,7 @@ import numpy as np
 from ...common.readers import DataError, Notes, expect, label, read_text
 from ...common.statistics import Blend, Ratio, Score
 from ...models.samples import Sample
-from ..runner.suite import Benchmark, Match, Source
+from ..runner.suite import FLEXIBLE, Benchmark, Source
 from .yesno import Answer, plainly, says
 
 SUBSETS = ("existence", "count", "position", "color")
@@ -93,7 +93,7 @@ class MME(Benchmark):
     def read(cls, source: Source) -> MME:
         folder, notes = source.need("MME files"), Notes()
         made, number = cls([], notes), 0
-        if source.match is Match.flexible:
+        if source.match == FLEXIBLE:
             made.rule = plainly
             notes.add("replies are read for what they plainly say, not by the release's rule")
         for subset in SUBSETS:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from ...common.files import write_text
 from ...common.readers import DataError, Notes, answers, expect, label, read_rows, text, unique, value
 from ...models.samples import Reply, Sample
-from ..runner.suite import Benchmark, Match, Source
+from ..runner.suite import FLEXIBLE, Benchmark, Source
 from . import coco
 from .pope import SPLITS, Mean, build, parse, statistics, wording
 from .scenes import scene_name, scenes
@@ -88,7 +88,7 @@ class PopeBenchmark(Benchmark):
     @classmethod
     def read(cls, source: Source) -> PopeBenchmark:
         made = cls._of(source)
-        if source.match is Match.flexible:
+        if source.match == FLEXIBLE:
             made.rule = plainly
             made.notes.add("replies are read for what they plainly say, not by the published script's rule")
         return made

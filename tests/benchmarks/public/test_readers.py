@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sightline.benchmarks.public import coco
+from sightline.benchmarks.public import amber as amber_module
+from sightline.benchmarks.public import coco, nouns
 from sightline.benchmarks.public.pope import SPLITS
+from sightline.benchmarks.public.tokens import Token, tokens
 from sightline.benchmarks.runner import suite
 from sightline.common.errors import ConfigError
 from sightline.common.readers import DataError, Notes, check_sums, read_csv, read_json, read_rows
@@ -73,13 +75,13 @@ def test_pope_files(pope: Path) -> None:
     [
         ([question(1), '{"question_id": 2, "ima'], r"coco_pope_random.json, line 2: not JSON .*cut off"),
         ([question(1), question(1, text="Is there a cat?")], r"line 2: question_id 1 was already given at .*line 1"),
-        ([question(1), question(2)], r"line 2: question .*already given at .*line 1"),
         ([question(1, label="maybe")], r"line 1: unknown label 'maybe'; it takes yes or no"),
         ([{"question_id": 1, "image": "a.jpg", "text": "?"}], r"line 1: unknown label None"),
         ([{"question_id": 1, "image": "a.jpg", "label": "no"}], r"line 1: no 'text'"),
         ([question(1, text=" ")], r"line 1: 'text' is empty"),
         ([question(1, image=7)], r"line 1: 'image' is 7"),  # type: ignore[arg-type]
-        (["[1]\n"], r"line 1: expected a JSON object, got list"),
+        (["[1]\n"], r"entry 0: expected a JSON object, got int"),
+        (["7\n"], r"line 1: expected a JSON object, got int"),
         ([], r"coco_pope_random.json is empty"),
         ([question(1, image="c.jpg"), question(2, "d.jpg")], r"2 of 4 images are missing, first c.jpg: looked in "),
         ([question(1, label="no")], r"popular.json, line 1: the label is not the one that .*random.json, line 1 has"),
@@ -93,8 +95,12 @@ def test_bad_pope_files(pope: Path, rows: list[Any], message: str) -> None:
 
 def test_pope_folders(pope: Path, tmp_path: Path) -> None:
     lines(pope / "other_random.jsonl", [question(1)])
-    with pytest.raises(DataError, match=r"two files for the split random"):
+    with pytest.raises(DataError, match=r"other_random.jsonl says no set \(coco, aokvqa, gqa\), but other files do"):
         read("pope", pope)
+    lines(pope / "coco_again_random.json", [question(1)])
+    with pytest.raises(DataError, match=r"two files for the split coco random"):
+        read("pope", pope)
+    (pope / "coco_again_random.json").unlink()
     with pytest.raises(DataError, match=r"no folder"):
         read("pope", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -110,8 +116,12 @@ def test_pope_answers(pope: Path, tmp_path: Path) -> None:
     bench, said = read("pope", pope), tmp_path / "said"
     lines(said / "answers_random.jsonl", [{"question_id": 2, "text": "no"}, {"question_id": 1, "answer": "Yes"}])
     lines(said / "answers_popular.jsonl", [{"question_id": 1, "text": "No"}, {"question_id": 2, "text": "no"}])
-    assert bench.answers(said) == ["Yes", "no", "no"]
-    assert any("two answers: the first one counts" in note for note in bench.notes.lines())
+    with pytest.raises(DataError, match=r"popular.jsonl: another answer than before to 'Is there a dog\?'"):
+        bench.answers(said)
+    bench = read("pope", pope, replies=(said,))  # each split keeps its own
+    assert bench.answers(said) == ["Yes", "no", "No", "no"]
+    scores = bench.score(bench.answers(said))
+    assert (scores["random"].values["accuracy"], scores["popular"].values["accuracy"]) == (1.0, 0.5)
 
 
 def test_pope_answers_in_the_published_scripts_form(pope: Path, tmp_path: Path) -> None:
@@ -306,13 +316,28 @@ def amber(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_amber_files(amber: Path) -> None:
+class Words:
+    """Takes every word for a noun."""
+
+    name, similar = "words", None
+
+    def nouns(self, text: str) -> list[Token]:
+        return tokens(text)
+
+
+def test_amber_files(amber: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nouns, "MODELS", ("no_such_model",))
+    nouns.tagger.cache_clear()
+    with pytest.raises(ConfigError, match=r"pip install sightline\[amber\]"):
+        read("amber", amber)
+    monkeypatch.setattr(amber_module, "tagger", Words)
     bench = read("amber", amber)
     assert [sample.id for sample in bench.samples] == ["1", "2"]
     scores = bench.score(["A puppy", "Yes"])
     assert scores["generative"].values["cover"] == 1.0
     assert scores["existence"].values["accuracy"] == 1.0
-    assert any("similarity is not used" in note for note in bench.notes.lines())
+    assert any("tagged by spaCy's words" in note for note in bench.notes.lines())
+    assert any("similarity needs en_core_web_lg" in note for note in bench.notes.lines())
 
 
 @pytest.mark.parametrize(
@@ -507,8 +532,13 @@ def test_benchmark_names(tmp_path: Path) -> None:
         assert suite.find(name).name == name
     with pytest.raises(ConfigError, match=r"testbed has no MME files: give --data"):
         suite.read("mme", suite.Source(None))
-    with pytest.raises(ConfigError, match=r"pope asks the published questions: --prompt"):
+    with pytest.raises(ConfigError, match=r"pope does not take --prompt, which is for chair"):
         suite.read("pope", suite.Source(None, prompt="Is it?"))
+    with pytest.raises(ConfigError, match=r"mmhal does not take --match, which is for pope, chair, amber, mme"):
+        suite.read("mmhal", suite.Source(tmp_path, match="strict"))
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file is a file: --data takes the folder that holds it"):
+        suite.read("mme", suite.Source(tmp_path / "file"))
 
 
 def test_notes_count() -> None:

@@ -12,6 +12,7 @@ from sightline.benchmarks.public import amber, coco, hallusion, mme, textqa
 from sightline.benchmarks.public.chair import Mention, Vocabulary, chair, plurals
 from sightline.benchmarks.public.mmhal import ratings
 from sightline.benchmarks.public.pope import SPLITS, Mean, Question, build, parse, pope, rows, statistics
+from sightline.benchmarks.public.tokens import Token, tokens
 from sightline.benchmarks.public.yesno import says
 from sightline.common.readers import DataError
 from sightline.common.statistics import Auroc, Blend, Ratio, difference, interval, mcnemar, spearman
@@ -202,22 +203,91 @@ def test_every_category_names_itself_in_both_numbers() -> None:
         assert all(named(vocabulary, form) == [name] for form in plurals(name))
 
 
-def test_the_original_table_of_words_is_accepted(tmp_path: Path) -> None:
+TABLE = """person, man, woman, baby
+chair, seat
+toilet, urinal
+elephant
+train
+airplane, jet
+hot dog
+dog, puppy
+tie, bow
+bus, minibus
+boat, canoe
+oven, stove, stove top oven
+clock
+wine glass
+sports ball, ball
+cake,  cheesecake
+cell phone, iPhone
+"""
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected", "strict"),
+    [
+        ("A baby elephant, a baby, puppies and a hot dog", "elephant, person, dog, hot dog", None),
+        ("a toilet and its seat; a bow tie; a passenger train", "toilet, tie, train", None),
+        ("a urinal with a seat", "toilet, chair", None),  # the rule knows the word toilet only
+        ("a seat and a bicycle", "chair", None),  # the table has no bicycle
+        ("trains on train tracks beside a train track", "train", None),
+        ("a baby cub, an adult animal", "", None),
+        ("passenger jets", "airplane", None),
+        ("a stove top oven", "oven, oven", None),
+        ("a hot-dog, a dog-house, a man/woman", "", None),  # compounds are one word
+        ("hot dogs. A dog's bone", "hot dog, dog", None),
+        ("at ten o'clock by the clock", "clock", None),
+        ("wine glasses", "wine glass", None),
+        ("a hot, dog", "dog", None),
+        ("iPhone, cheesecake", "", None),  # as the table is written, the script never finds them
+        ("a bus, buses, a tie, ties, canoes", "bus, bus, tie, tie, boat", "bus, tie"),
+        ("minibuses", "bus", "bus"),
+        ("a minibus", "bus", ""),
+    ],
+)
+def test_the_published_table_is_read_by_its_script(
+    tmp_path: Path, caption: str, expected: str, strict: str | None
+) -> None:
     table = tmp_path / "synonyms.txt"
-    table.write_text("person, man, woman, baby\nchair, seat\ntoilet\nelephant\ntrain\nhot dog\ndog, puppy\ntie\n")
-    vocabulary = coco.vocabulary(table)
-    assert named(vocabulary, "A baby elephant, a baby, puppies and a hot dog") == [
-        "elephant",
-        "person",
-        "dog",
-        "hot dog",
-    ]
-    assert named(vocabulary, "a toilet and its seat; a bow tie; a passenger train") == ["toilet", "tie", "train"]
-    assert named(vocabulary, "a seat and a bicycle") == ["chair"]  # the table has no bicycle
+    table.write_text(TABLE)
+    for letter, wanted in ((False, expected), (True, expected if strict is None else strict)):
+        assert ", ".join(named(coco.vocabulary(table, strict=letter), caption)) == wanted
+
+
+def test_the_published_table_says_where_it_is_wrong(tmp_path: Path) -> None:
     table = tmp_path / "twice.txt"
     table.write_text("dog, puppy\ncat, puppy\n")
     with pytest.raises(DataError, match=r"twice.txt, line 2: 'puppy' already stands for 'dog'"):
         coco.vocabulary(table)
+    table.write_text("\n")
+    with pytest.raises(DataError, match=r"twice.txt is empty"):
+        coco.vocabulary(table, strict=True)
+
+
+def test_script_mentions_know_their_characters(tmp_path: Path) -> None:
+    table = tmp_path / "synonyms.txt"
+    table.write_text(TABLE)
+    text = "Two Hot Dogs beside a man's tie."
+    found = [(one.name, text[one.start : one.end]) for one in coco.vocabulary(table).mentions(text)]
+    assert found == [("hot dog", "Hot Dogs"), ("person", "man"), ("tie", "tie")]
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("A dog's bone, don't!", "A dog 's bone , do n't !"),
+        ("e-book and/or o'clock at 10:30.", "e-book and/or o'clock at 10:30 ."),
+        ('He saw 1,000 cats. "Nice" -- (yes)', 'He saw 1,000 cats . " Nice " -- ( yes )'),
+        ("wait... 'quoted' dogs'", "wait ... ' quoted ' dogs '"),
+        ("end.Start u.s. way", "end.Start u.s . way"),
+        ("**bold** o’clock", "* * bold * * o ’ clock"),
+        ("", ""),
+    ],
+)
+def test_tokens(text: str, cut: str) -> None:
+    found = tokens(text)
+    assert " ".join(one.text for one in found) == cut
+    assert all(text[one.start : one.end] == one.text for one in found)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +311,7 @@ def test_the_original_table_of_words_is_accepted(tmp_path: Path) -> None:
         ("NO", True, False),  # the script knows No and no only
         ("No!", True, False),
         ("No\nYes", True, False),  # it cuts at spaces, not at line ends
+        ("No\n", True, False),
         ("(no)", True, False),
         ("Not at all", True, False),  # nor Not
         ("Nobody knows nothing", True, None),
@@ -253,7 +324,7 @@ def test_pope_rule(reply: str, yes: bool, said: bool | None) -> None:
     answer = parse(reply)
     assert (answer.yes, answer.said) == (yes, said)
     # the published script, written again: sentence, commas, pieces
-    sentence = reply.strip().split(".")[0].replace(",", "").split(" ")
+    sentence = reply.split(".")[0].replace(",", "").split(" ")
     assert answer.yes == (not ("No" in sentence or "not" in sentence or "no" in sentence))
 
 
@@ -356,10 +427,16 @@ KIN = amber.Tables(
 )
 
 
+def nouns(caption: str) -> list[Token]:
+    """The words of a caption, in the singular where this test needs it."""
+    singular = {"puppies": "puppy", "oaks": "oak", "lights": "light", "benches": "bench"}
+    return [Token(singular.get(one.text.lower(), one.text.lower()), one.start, one.end) for one in tokens(caption)]
+
+
 def test_amber_caption_by_hand() -> None:
-    caption = "Puppies and a dog under oaks; a kitten, a bench and lights. Two benches."
-    read = amber.judge(caption, truth=["dog", "tree", "person"], imagined=["cat"], tables=KIN)
-    assert read.flags == (
+    caption = "Puppies and a dog under oaks; a kitten, a bench and lights. Two benches can be seen."
+    read = amber.judge(nouns(caption), truth=["dog", "tree", "person"], imagined=["cat"], tables=KIN)
+    assert [(noun.text, bad) for noun, bad in read.flags] == [
         ("puppy", False),
         ("dog", False),
         ("oak", False),
@@ -367,14 +444,23 @@ def test_amber_caption_by_hand() -> None:
         ("bench", True),
         ("light", False),  # safe in every image
         ("bench", True),
-    )
+    ]
     assert read.covered == {"dog", "tree"}  # 2 of 3
     assert read.imagined == {"cat"}
     similar = amber.judge(
-        "a kitten", ["dog"], ["cat"], KIN, similar=lambda noun, word: {noun, word} == {"kitten", "dog"}
+        nouns("a kitten"), ["dog"], ["cat"], KIN, similar=lambda noun, word: {noun, word} == {"kitten", "dog"}
     )
-    assert similar.flags == (("kitten", False),)
+    assert [bad for _, bad in similar.flags] == [False]
     assert (similar.covered, similar.imagined) == ({"dog"}, {"cat"})  # like, and listed
+
+
+def test_amber_looks_through_all_kin_before_names() -> None:
+    tables = amber.Tables({"person": ["man"], "man": []}, frozenset())
+    read = amber.judge(nouns("a man"), ["man", "person"], [], tables)
+    assert read.covered == {"person"}  # the release: kin of all, then names; so man itself is never covered here
+    assert amber.judge(nouns("a man"), ["man"], [], tables).covered == {"man"}
+    listed = amber.judge(nouns("a man"), [], ["man", "person"], tables)
+    assert listed.imagined == {"person"}
 
 
 def test_amber_scores_by_hand() -> None:
@@ -386,7 +472,7 @@ def test_amber_scores_by_hand() -> None:
         {"type": "relation", "truth": False},
     ]
     samples = [amber.Sample(str(n), "?", Path(f"{n}.jpg")) for n in range(5)]
-    bench = amber.Amber(samples, facts=facts, tables=KIN)
+    bench = amber.Amber(samples, facts=facts, tables=KIN, nouns=nouns)
     scores = bench.score(["A dog and a cat.", "A bench.", "No.", "No", "perhaps"])
     generative = scores["generative"].values
     assert generative["chair"] == pytest.approx(1 / 3)
@@ -395,11 +481,21 @@ def test_amber_scores_by_hand() -> None:
     assert generative["cog"] == pytest.approx(1 / 3)
     asked = scores["discriminative"].values  # no is the positive answer: 1 hit, 1 false, 1 missed
     assert [asked[key] for key in ("accuracy", "precision", "recall", "f1")] == pytest.approx(
-        [1 / 3, 1 / 2, 1 / 2, 1 / 2]
+        [1 / 3, 1 / 2, 1 / 2, 0.5 / 1.0001]
     )
     assert (asked["exact"], asked["unparsed"]) == (0.0, 1)  # "No." is not "No"; "No" is wrong; "perhaps" neither
     assert scores["existence"].values["accuracy"] == 1.0
+    assert scores["existence"].values["f1"] == pytest.approx(2 / 2.001)  # the release's constant is larger here
+    assert scores["state"].values["accuracy"] == scores["attribute"].values["accuracy"] == 0.0
     assert scores["relation"].values["recall"] == 0.0
+    bench.rule = amber.bare  # the release compares with the bare words
+    assert bench.score(["", "", "No.", "No", "No"])["discriminative"].values["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_amber_f1_is_made_of_rounded_parts() -> None:
+    ratio = amber.F1(Ratio.of([1], [3]), Ratio.of([2], [3]), 1e-4)
+    assert ratio.value == pytest.approx(2 * 0.333 * 0.667 / (0.333 + 0.667 + 1e-4))
+    assert ratio.resampled(5) == pytest.approx([ratio.value] * 5)
 
 
 @pytest.mark.parametrize(
@@ -408,9 +504,10 @@ def test_amber_scores_by_hand() -> None:
         ("Yes", True),
         ("yes, it is", True),
         ("No.", False),
-        ("y", True),
-        ("n", False),
+        ("y", None),  # the word, not its first letter
+        ("n", None),
         ("not so", False),
+        ("     yes", None),  # nothing is stripped
         ("know", False),  # "no" is in its first four letters
         ("nope", False),
         ("The answer is yes", None),  # too late
@@ -441,7 +538,9 @@ def test_mme_by_hand() -> None:
 def test_hallusion_by_hand() -> None:
     # one set: figure 0 and its altered copy 1, questions a and b; one knowledge set (VS), whose figure 0 is none
     def item(category: str, group: str, figure: str, question: str, yes: bool) -> hallusion.Item:
-        return hallusion.Item(category, (category, "x", group), figure, question, yes)
+        return hallusion.Item(
+            category, (category, "x", group), figure, question, category == "VD" and figure == "1", yes
+        )
 
     items = [
         item("VD", "0", f, q, yes)
@@ -451,12 +550,32 @@ def test_hallusion_by_hand() -> None:
     bench = hallusion.HallusionBench([], items=items)
     scores = bench.score(["Yes", "No", "no", "no", "maybe", "No, it is not"])
     everything = scores["all"].values
-    assert everything["aacc"] == pytest.approx(4 / 6)
+    assert everything["aacc"] == pytest.approx(5 / 6)  # maybe is right where there is nothing to see
     assert everything["facc"] == pytest.approx(2 / 3)  # VD 0 and VS 1 are right, VD 1 is not; VS 0 counts for nothing
-    assert everything["qacc"] == pytest.approx(1 / 3)  # a of VD; b is wrong on the copy; a of VS without a picture
-    assert (everything["easy"], everything["hard"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert everything["qacc"] == pytest.approx(2 / 3)  # a of VD and of VS; b is wrong on the copy
+    assert everything["easy"] == pytest.approx(1)  # pairs without the altered copy: a and b of VD, a of VS
+    assert everything["hard"] == pytest.approx(1 / 2)  # altered copies: a and b of VD
     assert (everything["unparsed"], everything["n"]) == (1, 6)
     assert scores["VD"].values["aacc"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("No, it is not possible to see one.", False),
+        ("It is not possible to tell from the image.", None),
+        ("I cannot determine that.", None),
+        ("There is not enough information.", None),
+        ("I'm not sure.", None),
+        ("There is no information about that.", None),
+        ("It does not.", False),
+        ("Yes", True),
+        ("Impossible to say", None),
+        ("perhaps", None),
+    ],
+)
+def test_hallusion_unclear_is_not_no(reply: str, said: bool | None) -> None:
+    assert hallusion.answer(reply) is said
 
 
 @pytest.mark.parametrize(
