@@ -14,7 +14,7 @@ from sightline.benchmarks.public import nouns
 from sightline.benchmarks.runner import suite
 from sightline.common.errors import ConfigError
 
-PUBLIC = Path(__file__).parents[2].parent / "shared" / "data" / "public"
+PUBLIC = Path(__file__).parents[3].parent / "shared" / "data" / "public"
 pytestmark = pytest.mark.skipif(not (PUBLIC / "expected.json").is_file(), reason="the public files are not here")
 
 
