@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import typer
 from sightline.benchmarks.runner.run import PLAIN, Attach, Config
+from sightline.common.chat import render
 from sightline.common.errors import SightlineError
 from sightline.common.files import (
     check_writable,
@@ -32,6 +33,7 @@ from sightline.common.files import (
 )
 from sightline.common.progress import progress_bar
 from sightline.common.statistics import Floats, Ratio, difference, interval, mcnemar
+from sightline.models.prompting import encoded
 from sightline.plugin.tracing.words import characters
 from sightline.profiling.data import conflicts
 from sightline.profiling.data.conflicts import SPLITS, TEST, Fact, Prompt
@@ -87,7 +89,6 @@ def run(
     for config in configs.values():  # a configuration that does not fit should fail now, not after minutes
         with attach(model, config, processor=tokenizer):
             pass
-    tokenizer.padding_side = "left"
     runs = [Run(PLAIN, {})] + [Run(name, config) for name, config in configs.items()]
     for questions in sets:
         taking_part = [item for item in runs if _fits(item.config, questions)]
@@ -97,9 +98,7 @@ def run(
         order = sorted(range(len(texts)), key=lambda number: (questions.lengths[number], len(texts[number])))
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            inputs = tokenizer(
-                [texts[row] for row in rows], padding=True, add_special_tokens=False, return_tensors="pt"
-            ).to(model.device)
+            inputs = encoded(model, tokenizer, [texts[row] for row in rows])
             if start == 0:  # the first call of a shape pays for allocation and kernel choice: nobody should
                 questions.ask(model, tokenizer, inputs, rows)
             asked = [questions.prompts[row] for row in rows]
@@ -143,7 +142,7 @@ def calls(sets: Sequence[QuestionSet], configs: Mapping[str, Config], batch: int
 def rendered(tokenizer: Any, prompt: Prompt) -> str:
     """The prompt's text: chat template, a short system turn, and the beginning of the reply."""
     turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt.user}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False) + prompt.opening
+    return render(tokenizer, turns) + prompt.opening
 
 
 def results(runs: Sequence[Run], sets: Sequence[QuestionSet], *, seed: int = 0) -> list[dict[str, Any]]:

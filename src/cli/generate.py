@@ -11,7 +11,9 @@ from typing import Any
 from ..common.errors import SightlineError
 from ..common.files import provenance, replacing
 from ..common.pictures import open_image
-from ..models.loading import load_model, prompt_inputs
+from ..models.loading import load_model
+from ..models.prompting import batch_inputs
+from ..models.samples import Sample
 
 
 def reply(
@@ -71,7 +73,7 @@ def reply(
     model, processor = load_model(name, dtype=dtype, device=device)
     start, found = time.perf_counter(), {}
     if carve is None or picture is None:
-        inputs = prompt_inputs(model, processor, prompt, picture)
+        inputs = batch_inputs(model, processor, [Sample("", prompt, picture)])
     else:
         carved = look(model, processor, picture, prompt, **carving or {})
         inputs = carved.inputs(model, processor)

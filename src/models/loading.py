@@ -153,25 +153,3 @@ def _load_smollm2(number_type: Any, place: Any) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_FILE, dtype=number_type)
     model.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the name under which its calibration file is found
     return model.to(place).eval(), tokenizer
-
-
-def prompt_inputs(model: Any, processor: Any, prompt: str, image: Any | None, *, batch: int = 1) -> Any:
-    """Model inputs for one user turn, repeated `batch` times, on the model's device and in its number type.
-
-    Uses the chat template of the processor (or tokenizer), or the bare prompt where it has none.
-
-    Raises:
-        SightlineError: an image for a model that reads text only.
-    """
-    if image is not None and not hasattr(processor, "image_processor"):
-        raise SightlineError("this model reads text only: leave --image out, or choose a vision-language model")
-    if getattr(processor, "chat_template", None):
-        sees = hasattr(processor, "image_processor")
-        content: Any = [*([{"type": "image"}] if image is not None else []), {"type": "text", "text": prompt}]
-        turn = [{"role": "user", "content": content if sees else prompt}]
-        prompt = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    elif image is not None:
-        prompt = f"{getattr(processor, 'image_token', '<image>')}\n{prompt}"
-    pictures = {} if image is None else {"images": [image] * batch}
-    inputs = processor(text=[prompt] * batch, **pictures, return_tensors="pt")
-    return inputs.to(model.device, model.dtype) if image is not None else inputs.to(model.device)

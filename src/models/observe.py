@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from ..common.chat import has_template, text_tokenizer
 from ..plugin.attach import Plug, observe
 from ..plugin.core.layout import Layout
 from ..plugin.core.method import Method, ModelFacts, Session, Settings
-from .prompt import text_tokenizer
 from .prompting import batch_inputs
 from .samples import Example
 
@@ -79,7 +79,7 @@ class Batch:
     @contextmanager
     def attached(self, make: Callable[[ModelFacts], dict[str, Method]]) -> Iterator[Plug]:
         """The methods that `make` gives, for the block; nothing inside keeps gradients."""
-        templated = self.processor if getattr(self.processor, "chat_template", None) else None
+        templated = self.processor if has_template(self.processor) else None
         with observe(self.model, make, processor=templated) as plug, torch.no_grad():
             yield plug
 

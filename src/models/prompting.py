@@ -1,4 +1,4 @@
-"""Putting samples to a model: prompts, pictures, greedy replies, log-probabilities of choices."""
+"""Putting prompts to a model: samples become inputs, and inputs greedy replies or log-probabilities of choices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.chat import has_template, render, sees, started, text_tokenizer, user
 from ..common.errors import SightlineError
 from ..common.pictures import open_image
 from .samples import Reply, Sample
@@ -20,7 +21,7 @@ def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int) 
         SightlineError: a picture cannot be read, or the model reads text only.
     """
     inputs = batch_inputs(model, processor, samples)
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = text_tokenizer(processor)
     if samples[0].choices:
         from ..plugin.reading.score import score
 
@@ -34,43 +35,69 @@ def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int) 
 
 
 def batch_inputs(model: Any, processor: Any, samples: Sequence[Sample]) -> Any:
-    """Model inputs of samples, left-padded, on the model's device and in its number type."""
+    """Model inputs of samples, as `encoded` makes them."""
     opened = [open_image(one.image) if isinstance(one.image, Path) else one.image for one in samples]
-    texts = [rendered(processor, sample) for sample in samples]
-    return encoded(model, processor, texts, [[] if picture is None else [picture] for picture in opened])
+    pictures = [[] if picture is None else [picture] for picture in opened]
+    texts = [
+        one.text if one.raw else turn(processor, one.text, len(shown))
+        for one, shown in zip(samples, pictures, strict=True)
+    ]
+    return encoded(model, processor, texts, pictures)
 
 
-def encoded(model: Any, processor: Any, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> Any:
-    """Model inputs of whole prompts and the pictures of each, as `batch_inputs`; all have pictures or none has."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    shown = {"images": [list(own) for own in pictures]} if pictures[0] else {}
-    # A template that writes the start token itself must not get a second one.
-    special = {"add_special_tokens": False} if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token) else {}
-    inputs = processor(text=list(texts), **shown, **special, padding=True, return_tensors="pt")
-    return inputs.to(model.device, model.dtype) if shown else inputs.to(model.device)
+def encoded(model: Any, processor: Any, texts: Sequence[str], pictures: Sequence[Sequence[Any]] = ()) -> Any:
+    """Model inputs of whole prompts and the pictures of each, all with pictures or none.
 
-
-def rendered(processor: Any, sample: Sample) -> str:
-    """A sample's whole prompt: chat template applied, image token in place.
+    Left-padded, each prompt with its start token once, on the model's device and in its number type.
 
     Raises:
         SightlineError: a picture for a model that reads text only.
     """
-    if sample.image is not None and not hasattr(processor, "image_processor"):
+    if any(pictures) and not sees(processor):
         raise SightlineError(
-            "this model reads text only, but the benchmark shows pictures: choose a vision-language model"
+            "this model reads text only, but it is to be shown pictures: leave them out, or choose a vision-language model"
         )
-    return sample.text if sample.raw else turn(processor, sample.text, int(sample.image is not None))
+    tokenizer = text_tokenizer(processor)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    shown = {"images": [list(own) for own in pictures]} if any(pictures) else {}
+    prompts, special = started(tokenizer, texts)
+    inputs = processor(text=prompts, **shown, **special, padding=True, return_tensors="pt")
+    return inputs.to(model.device, model.dtype) if shown else inputs.to(model.device)
 
 
-def turn(processor: Any, text: str, pictures: int) -> str:
+def turn(processor: Any, text: str, pictures: int = 0) -> str:
     """The whole prompt of one user turn: so many pictures, then the words."""
-    if getattr(processor, "chat_template", None):
-        spoken = [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]
-        content: Any = spoken if hasattr(processor, "image_processor") else text
-        said = [{"role": "user", "content": content}]
-        return str(processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
-    return f"{getattr(processor, 'image_token', '<image>')}\n" * pictures + text
+    return render(processor, [user(text, pictures)])
+
+
+def cloze(processor: Any, text: str, opening: str = "") -> str:
+    """A user turn and the beginning of its answer; without a chat template a word opens the answer."""
+    prompt = turn(processor, text) if has_template(processor) else f"{text}\nAnswer:"
+    return join(prompt, opening) if opening else prompt
+
+
+def join(prompt: str, answer: str) -> str:
+    """A prompt with the beginning of its answer; the line end of a template serves as the space between them."""
+    return prompt + ("" if prompt[-1:].isspace() else " ") + answer
+
+
+def encode(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a whole prompt, its start token once."""
+    tokenizer = text_tokenizer(tokenizer)
+    (text,), special = started(tokenizer, [prompt])
+    return list(tokenizer(text, **special)["input_ids"])
+
+
+def encode_answer(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of an answer that follows it, tokenised together."""
+    ids = encode(tokenizer, join(prompt, answer))
+    shared = common(encode(tokenizer, prompt), ids)
+    return ids[:shared], ids[shared:]
+
+
+def common(first: list[int], second: list[int]) -> int:
+    """The length of the longest common beginning."""
+    pairs = zip(first, second, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

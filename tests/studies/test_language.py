@@ -232,17 +232,17 @@ class Tokenizer:
     """A character tokenizer with a chat template of angle brackets; it pads on the side that it is told."""
 
     padding_side = "right"
+    chat_template, bos_token, pad_token = "<{role}>{content}", None, "<pad>"
 
     def apply_chat_template(self, turns: list[dict[str, str]], add_generation_prompt: bool, tokenize: bool) -> str:
         assert add_generation_prompt
         assert not tokenize
         return "".join(f"<{turn['role'][0]}>{turn['content']}" for turn in turns) + "<a>"
 
-    def __call__(self, texts: Any, add_special_tokens: bool, **_: Any) -> Any:
-        assert not add_special_tokens
-        if isinstance(texts, str):
-            return {"input_ids": self._ids(texts)}
-        rows = [self._ids(text) for text in texts]
+    def __call__(self, text: Any, **_: Any) -> Any:
+        if isinstance(text, str):
+            return {"input_ids": self._ids(text)}
+        rows = [self._ids(one) for one in text]
         width = max(map(len, rows))
         assert self.padding_side == "left"
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
@@ -381,9 +381,9 @@ def test_closed_book_marks_what_plain_answers() -> None:
             return torch.cat([ids, torch.arange(len(ids))[:, None]], dim=1)
 
     class Reader(Tokenizer):
-        def __call__(self, texts: Any, add_special_tokens: bool, **more: Any) -> Any:
-            self.texts = texts
-            return super().__call__(texts, add_special_tokens, **more)
+        def __call__(self, text: Any, **more: Any) -> Any:
+            self.texts = text
+            return super().__call__(text, **more)
 
         def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
             by_text = {fact.closed_book.user: fact.true[-1] for fact in known[::2]}

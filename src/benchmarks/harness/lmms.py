@@ -19,9 +19,11 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
 
-from ...common.errors import ConfigError, SightlineError, UnsupportedModelError
+from ...common.chat import render, text_tokenizer
+from ...common.errors import ConfigError, UnsupportedModelError
 from ...common.pictures import open_image
 from ...models.loading import check_whole, load_model
+from ...models.prompting import encoded
 from ...plugin.config import Config
 from ..runner.evaluate import Plan
 
@@ -164,8 +166,7 @@ class Sightline(lmms):
         return target if isinstance(target, str) else str(target(self.task_dict[task][split][number]))
 
     def _tokens(self, text: str) -> list[int]:
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(text_tokenizer(self.processor)(text, add_special_tokens=False)["input_ids"])
 
     def _generate(self, asked: Sequence[Conversation], options: Mapping[str, Any]) -> list[GenerationResult]:
         inputs = self.inputs(asked)
@@ -175,7 +176,7 @@ class Sightline(lmms):
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         stops = options.get("until") or []
         ends = [stops] if isinstance(stops, str) else list(stops)
-        pad = getattr(self.processor, "tokenizer", self.processor).pad_token_id
+        pad = text_tokenizer(self.processor).pad_token_id
         counts = ids.ne(pad).sum(1).tolist()
         return [
             GenerationResult(_cut(text, ends).strip(), TokenCounts(output_tokens=count))
@@ -188,23 +189,8 @@ class Sightline(lmms):
         Raises:
             SightlineError: a picture for a model that reads text only.
         """
-        processor = self.processor
-        tokenizer = getattr(processor, "tokenizer", processor)
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        sees = hasattr(processor, "image_processor")
-        if not sees and any(one.pictures for one in asked):
-            raise SightlineError(
-                "this model reads text only, but the task shows pictures: choose a vision-language model"
-            )
-        texts = [rendered(processor, one.turns) for one in asked]
-        pictures = {"images": [one.pictures for one in asked]} if asked[0].pictures else {}
-        # A template that writes the start token itself must not get a second one.
-        start = tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token)
-        special = {"add_special_tokens": False} if start else {}
-        inputs = processor(text=texts, **pictures, **special, padding=True, return_tensors="pt")
-        return inputs.to(self.model.device, self.model.dtype) if pictures else inputs.to(self.model.device)
+        texts = [render(self.processor, one.turns) for one in asked]
+        return encoded(self.model, self.processor, texts, [one.pictures for one in asked])
 
 
 class SightlineChat(Sightline):
@@ -247,16 +233,6 @@ def mitigate(model: lmms, config: Any, *, calibration: Any = None) -> lmms:
     return model
 
 
-def rendered(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
-    """The prompt of a conversation: chat template applied, or without one the bare texts, image tokens in front."""
-    if getattr(processor, "chat_template", None):
-        if not hasattr(processor, "image_processor"):  # a text model's template takes plain strings
-            turns = [{**turn, "content": _words(turn)} for turn in turns]
-        return str(processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False))
-    pictures = sum(part["type"] == "image" for turn in turns for part in turn["content"])
-    return "\n".join([getattr(processor, "image_token", "<image>")] * pictures + [_words(turn) for turn in turns])
-
-
 def generation(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """A task's generation options as arguments of `generate`; what it does not know is left out, with a word."""
     left = {key: one for key, one in options.items() if key not in ("until", "max_gen_toks") and one is not None}
@@ -296,10 +272,6 @@ def _conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
 def _shown(picture: Any) -> dict[str, Any]:
     """A content part for what a simple task's `doc_to_visual` returned."""
     return {"type": "image", "url": picture} if hasattr(picture, "convert") else {"type": "a file"}
-
-
-def _words(turn: Mapping[str, Any]) -> str:
-    return "".join(part["text"] for part in turn["content"] if part["type"] == "text")
 
 
 def _cut(text: str, ends: Sequence[str]) -> str:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...common.errors import SightlineError
-from ...models.loading import EMBEDDED, load_model, prompt_inputs, torch_device, torch_dtype
+from ...models.loading import EMBEDDED, load_model, torch_device, torch_dtype
+from ...models.prompting import batch_inputs
+from ...models.samples import Sample
 
 SINK_SHARE = 0.03
 """Share of the image tokens of a random-weight shape that pass VAR's sink test."""
@@ -85,7 +87,7 @@ def build(name: str, *, batch: int, prompt_tokens: int = 512, dtype: str = "floa
     image = testbed.scenes("test", 1)[0].image if sees else None
     prompt = testbed.CAPTION_PROMPT if name == EMBEDDED else "Please describe this image in detail."
     if sees:
-        inputs = prompt_inputs(model, processor, prompt, image, batch=batch)
+        inputs = batch_inputs(model, processor, [Sample("", prompt, image)] * batch)
     else:
         text = "The sea was calm that morning, and the boats went out before the sun was up. " * prompt_tokens
         row = processor(text, return_tensors="pt", truncation=True, max_length=prompt_tokens)["input_ids"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.chat import Turn, render, user
 from ...common.errors import LayoutError
 from .edits import Rows
 
@@ -118,25 +119,15 @@ class TurnFinder:
 
     def _last_turn_head(self, processor: Any, answer: str, unknown: int | None) -> list[int]:
         """Token ids up to the second question of a conversation with `answer` in between."""
-        earlier = [{"role": "user", "content": _text("Why?")}, {"role": "assistant", "content": _text(answer)}]
-        first, second = (
-            self._ids(processor, [*earlier, {"role": "user", "content": _text(question)}])
-            for question in ("Is it?", "Name two.")
-        )
+        earlier = [user("Why?"), {"role": "assistant", "content": answer}]
+        first, second = (self._ids(processor, [*earlier, user(question)]) for question in ("Is it?", "Name two."))
         return _common(first, second, unknown)
 
     def _render(self, processor: Any, question: str) -> list[int]:
-        picture = [{"type": "image"}] if self.image_ids else []
-        return self._ids(processor, [{"role": "user", "content": [*picture, *_text(question)]}])
+        return self._ids(processor, [user(question, pictures=int(bool(self.image_ids)))])
 
-    def _ids(self, processor: Any, messages: list[dict[str, Any]]) -> list[int]:
-        if not self.image_ids:  # a text model's template takes plain strings
-            messages = [{**message, "content": message["content"][-1]["text"]} for message in messages]
-        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        if "'type':" in text:  # a template that prints an answer as it is, list and all
-            plain = [m if m["role"] == "user" else {**m, "content": m["content"][-1]["text"]} for m in messages]
-            text = processor.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _ids(self, processor: Any, turns: list[Turn]) -> list[int]:
+        return list(self.tokenizer(render(processor, turns), add_special_tokens=False)["input_ids"])
 
     def __call__(self, ids: Tensor) -> Tensor:
         mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -190,10 +181,6 @@ def read_layout(ids: Tensor, attention_mask: Any, image_ids: frozenset[int], que
         asked = torch.where(image.any(-1, keepdim=True), layout.after_image, valid)
     before_last = torch.arange(layout.length, device=ids.device) < layout.last[:, None]
     return Layout(ids=ids, valid=valid, image=image, query=asked & valid & ~image & before_last)
-
-
-def _text(text: str) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": text}]
 
 
 def _valid(ids: Tensor, mask: Any) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...models.prompt import as_turn, encode_answer, join
+from ...models.prompting import cloze, encode_answer
 from ..probes.conflict import Asked, Conflict
 from ..probes.importance import Choice
 
@@ -100,7 +100,7 @@ def choices(tokenizer: Any, *, seed: int = 0) -> list[Choice]:
             (f"Question: {fact.question}", fact.true, fact.other),
             (f"Context: {context}\nQuestion: {fact.question}", fact.other, fact.true),
         ):
-            opened = join(as_turn(tokenizer, text), fact.opening)
+            opened = cloze(tokenizer, text, fact.opening)
             (prompt, first), (_, second) = (encode_answer(tokenizer, opened, answer) for answer in (right, wrong))
             found.append(Choice(prompt, first, second))
     return found
@@ -122,7 +122,5 @@ def conflicts(tokenizer: Any, *, target: Target = "context", samples: int = 4, s
             (stated, goal),
             (f"{stated}{rng.choice(SUPPORT)} ", goal),
         )
-        found.append(
-            Conflict(*(Asked(*encode_answer(tokenizer, text + fact.opening, goal, bare=True)) for text, goal in texts))
-        )
+        found.append(Conflict(*(Asked(*encode_answer(tokenizer, text + fact.opening, goal)) for text, goal in texts)))
     return found

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...common.chat import text_tokenizer
 from ...common.errors import CalibrationError
-from ...models.prompt import as_turn, common, encode, text_tokenizer
+from ...models.prompting import cloze, common, encode
 from ...plugin.branches.heads import Head
 from ...plugin.core.edits import Disperse, Edit, Gain
 from ..probes.direct import ANSWER, Direct, Edits, Reader
@@ -212,4 +213,4 @@ def _trial(tokenizer: Any, needle: Needle, hay: list[tuple[str, int]], length: i
 
 def _prompt(tokenizer: Any, lines: Sequence[str], needle: Needle) -> str:
     question = f"Answer the question with a sentence from the text above.\nQuestion: {needle.question}"
-    return as_turn(tokenizer, f"{' '.join(lines)}\n\n{question}")
+    return cloze(tokenizer, f"{' '.join(lines)}\n\n{question}")

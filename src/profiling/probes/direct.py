@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ...common.chat import text_tokenizer
 from ...common.errors import UnsupportedModelError
-from ...models.prompt import common, text_tokenizer
+from ...models.prompting import common
 from ...plugin.attach import observe
 from ...plugin.core.attention import merge
 from ...plugin.core.edits import Edit

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...benchmarks.public import coco
 from ...benchmarks.public.chair import Vocabulary
-from ...models.prompt import text_tokenizer
+from ...common.chat import text_tokenizer
 from ...models.samples import Example
 
 LEGIBLE = 0.75  # share of a written word that an answer must hold in one piece to name it

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ...common.chat import text_tokenizer
 from ...common.errors import CalibrationError
-from ...models.prompt import as_turn, encode_answer, join, text_tokenizer
+from ...models.prompting import cloze, encode_answer
 from ...plugin.calibration.sections import PremiseHeads
 from ...plugin.core.edits import Add, Input, InputProbe, OutputProbe
 from ...plugin.tracing.words import characters
@@ -92,7 +93,7 @@ def text_pairs(tokenizer: Any) -> list[Pair]:
     """The calibration split of the false-premise questions."""
     found = []
     for premise in premises(CALIBRATION):
-        opened = join(as_turn(tokenizer, premise.cloze.user), premise.cloze.opening)
+        opened = cloze(tokenizer, premise.cloze.user, premise.cloze.opening)
         prompt, true = encode_answer(tokenizer, opened, premise.true[0])
         rows = spelling(tokenizer, prompt, premise.span)
         found.append(Pair(prompt, masked(tokenizer, prompt, rows), rows[-1:], true))
@@ -103,7 +104,7 @@ def premise_choices(tokenizer: Any) -> list[Choice]:
     """The same questions with the true and the false object as right and wrong answers."""
     found = []
     for premise in premises(CALIBRATION):
-        opened = join(as_turn(tokenizer, premise.cloze.user), premise.cloze.opening)
+        opened = cloze(tokenizer, premise.cloze.user, premise.cloze.opening)
         (prompt, right), (_, wrong) = (
             encode_answer(tokenizer, opened, answer[0]) for answer in (premise.true, premise.false)
         )

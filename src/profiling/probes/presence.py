@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ... import testbed
+from ...common.chat import text_tokenizer
 from ...common.errors import CalibrationError
-from ...models.prompt import text_tokenizer
 from ...models.prompting import batch_inputs
 from ...models.samples import Example
 from ...plugin.core.families import find_family

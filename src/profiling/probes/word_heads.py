@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common.chat import text_tokenizer
 from ...common.errors import CalibrationError
 from ...models.observe import Batch
-from ...models.prompt import as_turn, join, text_tokenizer
+from ...models.prompting import cloze
 from ...models.samples import Example
 from ...plugin.calibration.sections import WordHeads
 from ...plugin.core.edits import Edit, OutputProbe
@@ -113,7 +114,7 @@ def _answers() -> set[str]:
 
 def _facts(tokenizer: Any) -> list[Example]:
     return [
-        Example(fact.name, join(as_turn(tokenizer, fact.closed_book.user), fact.opening), raw=True)
+        Example(fact.name, cloze(tokenizer, fact.closed_book.user, fact.opening), raw=True)
         for fact in conflicts.facts(conflicts.CALIBRATION)
     ]
 
