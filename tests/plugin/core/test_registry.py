@@ -14,7 +14,7 @@ from sightline.plugin.core.registry import METHODS
 
 from tests.helpers.engine import assert_message, generate, prompts, shared
 
-FOREIGN = '''
+FOREIGN = """
 import torch
 from sightline import Bias, Method, Session, Settings, register
 
@@ -33,7 +33,7 @@ class Brightened(Session):
 
     def edits(self, step):
         return {0: [self.bias]}
-'''
+"""
 
 
 @pytest.fixture
