@@ -124,13 +124,16 @@ def _spread(model: Any) -> Any:
     """A loaded model, its layers spread over all devices."""
     from accelerate import dispatch_model, infer_auto_device_map
 
-    whole = list(getattr(model, "_no_split_modules", None) or ())
-    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=whole))
+    from ..plugin.core.compat import undivided
+
+    return dispatch_model(model, infer_auto_device_map(model, no_split_module_classes=undivided(model)))
 
 
 def check_whole(model: Any, processes: int) -> None:
     """Raises UnsupportedModelError where processes are to do different work with a model that they hold together."""
-    if processes > 1 and (getattr(model, "_tp_size", None) or 1) > 1:
+    from ..plugin.core import compat
+
+    if processes > 1 and compat.processes(model) > 1:
         raise UnsupportedModelError(
             f"{processes} processes share the work, but they hold one model together (tensor parallel) and can only do"
             " the same: load the model with device 'auto', in one process for each set of devices"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...common.errors import ConfigError
+from ...plugin.core.compat import CACHE
 from ...plugin.core.families import find_family
 
 
@@ -39,13 +40,13 @@ def decode(
     """Greedy decoding of text prompts [B, n] without padding; `tick` is called with the ids after every token."""
     ids = inputs["input_ids"]
     cache = DynamicCache(config=model.config.get_text_config())
-    model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=ids[:, :-1], **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     masked_cache = copy.deepcopy(cache)
     for _ in range(new_tokens):
         last = ids[:, -1:]
-        base = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1].float().log_softmax(-1)
+        base = model(input_ids=last, **{CACHE: cache}, use_cache=True).logits[:, -1].float().log_softmax(-1)
         with _queries_zeroed(model, heads):
-            weak = model(input_ids=last, past_key_values=masked_cache, use_cache=True).logits[:, -1]
+            weak = model(input_ids=last, **{CACHE: masked_cache}, use_cache=True).logits[:, -1]
         strength: float | Tensor = settings.alpha
         if isinstance(strength, str):
             strength = -(base.exp() * base).sum(-1, keepdim=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 Pair = tuple[Tensor, Tensor]  # keys and values [N, Hkv, K, d]
 
@@ -88,19 +86,6 @@ class BranchCache:
         """Let go of all keys and values."""
         self.prompt.clear()
         self.grown.clear()
-
-
-class ForkedCache(Cache):
-    """The caller's cache as the model sees it while a branch is aboard: it keeps the model's rows, the rider the rest."""
-
-    def __init__(self, base: Any, rider: Any):
-        self.__dict__.update(base.__dict__)  # the same layers, so that lengths and masks are the model's
-        self.base, self.rider = base, rider
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        if self.rider.rides(layer_idx):
-            key_states, value_states = self.rider.take(layer_idx, key_states, value_states)
-        return self.base.update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def below(parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -7,20 +7,20 @@ or, over a prompt of its own, in one pass for each copy. The caller's cache hold
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
+from ..core import compat
 from ..core.attention import LayerPlan, Stage
+from ..core.compat import CACHE
 from ..core.edits import Edit, InputProbe, OutputProbe, WeightProbe
 from ..core.layout import Layout, Step
 from ..core.shards import Shard
 from .branch import Branch, Edits
-from .cache import BranchCache, ForkedCache, below
+from .cache import BranchCache, below
 from .positions import Positions
 from .rider import ExtraPosition, ExtraRows, Rider
 
@@ -54,16 +54,16 @@ class Fork:
             self.cache.length = step.count  # a prompt read in two parts: the rest is grown
         shared_prompt = step.reading and self.branch.prompt == "shared"
         rider: Rider = ExtraPosition(self, step) if shared_prompt else ExtraRows(self, step)
-        cache = kwargs.get("past_key_values")
-        forked = ForkedCache(DynamicCache(config=decoder.config) if cache is None else cache, rider)  # type: ignore[arg-type]
+        cache = kwargs.get(CACHE)
+        tapped = compat.TappedCache(compat.new_cache(decoder.config) if cache is None else cache, rider.take)
         kept = kwargs.get("logits_to_keep")
         if shared_prompt and isinstance(kept, int) and kept:
             kwargs = {**kwargs, "logits_to_keep": kept + 1}  # the branch's token stands behind the model's
         with rider.aboard(list(decoder.layers), stage):  # type: ignore[arg-type]
-            output = original(**{**kwargs, "past_key_values": forked, "use_cache": True, "return_dict": True})
+            output = original(**{**kwargs, CACHE: tapped, "use_cache": True, "return_dict": True})
         logits, weak = rider.split(output.logits, rider.along)
         wanted = cache is not None or kwargs.get("use_cache") is not False
-        base: dict[str, Any] = {"logits": logits, "past_key_values": forked.base if wanted else None}
+        base: dict[str, Any] = {"logits": logits, CACHE: tapped.base if wanted else None}
         if output.get("hidden_states") is not None:
             base["hidden_states"] = tuple(map(rider.model_part, output.hidden_states))
         return type(output)(**{**output, **base}), weak  # built anew: an output keeps what is set to None
@@ -82,12 +82,12 @@ class Fork:
         """
         masks, logits, caches = [], [], []
         for rewrite in self.branch.prompts:
-            cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+            cache = compat.new_cache(decoder.config)
             own = rewrite(kwargs)
-            own |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
+            own |= {CACHE: cache, "use_cache": True, "return_dict": True}
             if "logits_to_keep" in inspect.signature(original).parameters:
                 own["logits_to_keep"] = 1
-            with positions.ended_alike(), _unchanged(model, "rope_deltas"):
+            with positions.ended_alike(), compat.offsets_kept(model):
                 output = original(**own)
             masks.append(own["attention_mask"].bool())
             logits.append(output.logits[:, -1:])
@@ -95,8 +95,9 @@ class Fork:
         valid = below(masks, 1)
         self.cache.begin(valid, valid.shape[1])
         for number, layers in enumerate(zip(*caches, strict=True)):
-            if all(layer.is_initialized for layer in layers):  # one that reads an image has nothing where there is none
-                keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+            pairs = [pair for pair in map(compat.held, layers) if pair is not None]
+            if len(pairs) == len(layers):  # one that reads an image has nothing where there is none
+                keys, values = zip(*pairs, strict=True)
                 self.cache.prompt[number] = below(keys, 2), below(values, 2)
         return torch.cat(logits)
 
@@ -119,14 +120,3 @@ class Fork:
     def select(self, rows: Tensor) -> None:
         """Take these batch rows, for each copy, as a beam search does with the model's."""
         self.cache.select(torch.cat([rows + copy * self.layout.batch for copy in range(self.copies)]))
-
-
-@contextmanager
-def _unchanged(model: nn.Module, attribute: str) -> Iterator[None]:
-    """Bring back what a forward pass notes on the model about the prompt it read (Qwen's rope offsets)."""
-    noted = [(m, m.__dict__[attribute]) for m in model.modules() if attribute in m.__dict__]
-    try:
-        yield
-    finally:
-        for module, value in noted:
-            setattr(module, attribute, value)

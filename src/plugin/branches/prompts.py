@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.compat import CACHE
 from ..core.layout import Layout
 
-PREPARED = ("attention_mask", "position_ids", "past_key_values", "cache_position", "inputs_embeds")
+PREPARED = ("attention_mask", "position_ids", CACHE, "cache_position", "inputs_embeds")
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # arguments [B, n] beside the ids and their mask
 SEEN = "cross_attention_mask"  # which tokens see which tiles of which image [B, n, images, tiles]
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..core.attention import Call, LayerPlan, Stage, edit_queries, edited_attention, explicit_attention
+from ..core.compat import sdpa_attention_forward
 from ..core.layout import Step
 from .cache import Pair
 
@@ -139,6 +139,8 @@ class Rider:
 
     def take(self, layer: int, key: Tensor, value: Tensor) -> Pair:
         """Take the branch's part out of new keys and values; returns the model's."""
+        if not self.rides(layer):
+            return key, value
         (key, fresh), (value, fresh_values) = self.split(key, self.along_heads), self.split(value, self.along_heads)
         if layer not in self.fork.across:  # those of an image are all the model's
             self._fresh[layer] = fresh, fresh_values

@@ -14,10 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from .compat import sdpa_attention_forward
 from .edits import (
     Add,
     Bias,
@@ -296,9 +294,3 @@ def _active(rows: Rows, first: int, last: int) -> Tensor:
     inside = rows.active[:, max(first - rows.start, 0) : max(last - rows.start, 0)]
     before = min(max(rows.start - first, 0), last - first)
     return nn.functional.pad(inside, (before, last - first - before - inside.shape[1]))
-
-
-def register() -> None:
-    """Make the function known to transformers, with the mask that sdpa expects (without it padding is lost)."""
-    AttentionInterface.register(IMPLEMENTATION, attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -11,24 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import QuantizedCache
-from transformers.utils.quantization_config import QuantizationMethod
 
 from ...common.errors import UnsupportedModelError
+from . import compat
 
 
 def obstacle(model: nn.Module) -> str | None:
     """Why no gradients can be taken through a model, with the mend; None if they can."""
-    method = getattr(model, "quantization_method", None)
+    method = compat.quantised(model)
     narrow = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize < 2}
-    if narrow or (method is not None and method != QuantizationMethod.GGUF):  # GGUF files are read into plain weights
-        kind = ", ".join(sorted(narrow)) or f"quantised ({QuantizationMethod(method).value})"
+    if narrow or method is not None:
+        kind = ", ".join(sorted(narrow)) or f"quantised ({method})"
         return f"its weights are {kind}, whose kernels give none: load it in bfloat16, float16 or float32"
-    if (getattr(model, "_tp_size", None) or 1) > 1:
+    if compat.processes(model) > 1:
         return (
             "it is spread over processes by its heads (tensor parallel), which they do not cross: use device_map='auto'"
         )
-    if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
+    if compat.compiled(model):
         return "it is compiled, which fixes the graph beforehand: attach to the model as it was before torch.compile"
     return None
 
@@ -39,8 +38,8 @@ def keeping_graph(original: Callable[..., Any], kwargs: Mapping[str, Any], layer
         raise UnsupportedModelError(
             "gradients are needed and torch.inference_mode is on, which forbids them: use torch.no_grad instead"
         )
-    cache = kwargs.get("past_key_values")
-    if isinstance(cache, QuantizedCache):
+    cache = kwargs.get(compat.CACHE)
+    if compat.quantised_cache(cache):
         raise UnsupportedModelError(
             "gradients are needed and a quantised cache gives none: leave cache_implementation='quantized' out"
         )
@@ -55,8 +54,8 @@ def keeping_graph(original: Callable[..., Any], kwargs: Mapping[str, Any], layer
             logits = output.logits.float()
         finally:
             hook.remove()
-            _cut(cache)
-    _cut(output.get("past_key_values"))
+            compat.cut_graph(cache)
+    compat.cut_graph(output.get(compat.CACHE))
     return type(output)(**{**{name: _values(value) for name, value in output.items()}, "logits": logits})
 
 
@@ -65,12 +64,3 @@ def _values(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_values, value))
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _cut(cache: Any) -> None:
-    """Leave values without a graph in a cache."""
-    for layer in getattr(cache, "layers", ()):
-        for name in ("keys", "values"):
-            held = getattr(layer, name, None)
-            if isinstance(held, Tensor) and held.requires_grad:
-                setattr(layer, name, held.detach())

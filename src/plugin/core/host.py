@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ...common.errors import LayoutError, SightlineError, UnsupportedModelError
 from ..calibration.files import Calibration, model_name
-from .attention import IMPLEMENTATION, SLOT, Plan, Stage, register
+from . import compat
+from .attention import IMPLEMENTATION, SLOT, Plan, Stage, attention
 from .edits import Input, InputProbe
 from .families import Family, find_family
 from .graph import obstacle
@@ -26,7 +27,6 @@ from .method import NO_MARKS, NO_TEXT, Marks, ModelFacts, TextTools
 from .shards import find_shard
 
 HOST = "_sightline_host"  # attribute of an attached model
-ENCODED = "mm_encoder_outputs"  # pictures that `generate` has already put through the vision tower
 
 
 class Attachment(Protocol):
@@ -61,12 +61,13 @@ class Host:
     def __init__(self, model: nn.Module):
         self.family: Family = find_family(model)
         _check_loading(model)
-        register()
+        compat.register_attention(IMPLEMENTATION, attention)
         self.model = model
         self.plugs: list[Attachment] = []
         self.told: dict[str, Any] = {}  # what a model with another generator inside was called with
         self.decoder = self.family.decoder(model)
         self.layers = self.family.layers(model)
+        compat.check_calls(self.family.generator(model), self.decoder, self.layers)
         self.across = self.family.across(model.config)
         self.attentions = [self.family.attention(layer) for layer in self.layers]
         self.text_config = text = model.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -94,7 +95,7 @@ class Host:
             no_gradients=obstacle(self.model),
             across=self.across,
             readout=self._readout,
-            pictures=(*self.family.vision_inputs, ENCODED),
+            pictures=(*self.family.vision_inputs, compat.ENCODED),
             head_size=getattr(self.attentions[0], "head_dim", None),
             tower=getattr(getattr(self.model, "model", None), "vision_tower", None),
             text=text,
@@ -129,13 +130,13 @@ class Host:
         originals: dict[int, Any] = {}
         private = copy.deepcopy(self.model.config, originals)
         self.text_config = private.get_text_config()  # type: ignore[operator, union-attr]
-        self.text_config._attn_implementation_internal = IMPLEMENTATION
+        compat.set_attention_name(self.text_config, IMPLEMENTATION)
         for module in self.model.modules():
             config = module.__dict__.get("config")
             if config is not None and id(config) in originals:
                 self.override(module, "config", originals[id(config)])
-        for attention in self.attentions:
-            self.override(attention, SLOT, self.stage)
+        for module in self.attentions:
+            self.override(module, SLOT, self.stage)
         generator: Any = self.family.generator(self.model)
         if generator is not self.model:
             for name in ("forward", "generate"):
@@ -159,12 +160,12 @@ class Host:
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            kwargs, run = named(args, kwargs), original
+            kwargs, run = compat.renamed(named(args, kwargs)), original
             embeds = kwargs.get("inputs_embeds")
             if embeds is not None and kwargs.get("input_ids") is None and self.told.get("input_ids") is not None:
                 kwargs = {**kwargs, **self._told_for(embeds)}
                 run = self._handing(original, kwargs)
-            with _image_count_named():
+            with compat.image_count_named():
                 return self.plugs[-1].forward(run, kwargs)
 
         return forward
@@ -182,7 +183,7 @@ class Host:
                 _check_generate(ids, kwargs, default)
                 # Compiling would bake one prompt's plan into the graph.
                 kwargs.setdefault("disable_compile", True)
-            with _image_count_named(), self.plugs[-1].generating(ids, kwargs):
+            with compat.image_count_named(), self.plugs[-1].generating(ids, kwargs):
                 return self.plugs[-1].generate(original, args, kwargs, default)
 
         return generate
@@ -195,7 +196,7 @@ class Host:
         def call(*args: Any, **kwargs: Any) -> Any:
             before, self.told = self.told, named(args, kwargs)
             try:
-                with _image_count_named():
+                with compat.image_count_named():
                     return original(*args, **kwargs)
             finally:
                 self.told = before
@@ -206,7 +207,7 @@ class Host:
         """The ids, pictures and labels of the prompt that was handed over as embeddings [B, n, hidden]."""
         ids = self.told["input_ids"]
         ids = ids.repeat_interleave(len(embeds) // len(ids), dim=0)[:, -embeds.shape[1] :]
-        names = (*self.family.vision_inputs, ENCODED, "labels")
+        names = (*self.family.vision_inputs, compat.ENCODED, "labels")
         return {**{name: self.told[name] for name in names if name in self.told}, "input_ids": ids}
 
     def _handing(self, original: Callable[..., Any], told: dict[str, Any]) -> Callable[..., Any]:
@@ -237,14 +238,12 @@ class Host:
 
 def _check_loading(model: nn.Module) -> None:
     """Refuse a model that is not in memory, or whose attention was loaded with a kernel that takes no edits."""
-    # accelerate brings each weight when needed
-    offloaded = hasattr(model, "hf_device_map") or hasattr(model, "_hf_hook")
-    if not offloaded and any(p.is_meta for p in model.parameters()):
+    if not compat.brings_weights(model) and any(p.is_meta for p in model.parameters()):
         raise UnsupportedModelError(
             "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"
         )
     text = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    implementation = getattr(text, "_attn_implementation", None)
+    implementation = compat.attention_name(text)
     if implementation not in ("sdpa", "eager", IMPLEMENTATION, None):
         raise UnsupportedModelError(
             f"the text decoder runs attention as '{implementation}', which takes no edits: load the model with"
@@ -283,26 +282,6 @@ def _check_generate(given: Any, kwargs: Mapping[str, Any], default: Any) -> None
         if bad(value):
             shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
             raise UnsupportedModelError(f"generate({name}={shown}) cannot be combined with attention edits: {mend}")
-
-
-@contextmanager
-def _image_count_named() -> Iterator[None]:
-    """Say what a wrong number of image tokens means.
-
-    The model itself counts image features against placeholders, in words that differ by family: a ValueError that
-    names both, or a bare mismatch of shapes where Qwen lays out its positions and where a Q-Former's tokens do not suffice.
-    """
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        text = str(error)
-        bare = ("shape mismatch: value tensor", "elements of source < number of ones in mask")
-        if ("features" in text and "tokens" in text) or any(words in text for words in bare):
-            raise LayoutError(
-                f"the picture and its placeholder tokens do not match ({text.splitlines()[0]}): build the prompt with this"
-                " model's processor and pass its whole output"
-            ) from error
-        raise
 
 
 def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.errors import UnsupportedModelError
+from . import compat
 from .edits import Add, Bias, Disperse, Edit, Gain, Mass, OutputProbe, Reweight, Shift, WeightProbe
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -98,8 +99,7 @@ def find_shard(model: nn.Module, layers: Sequence[nn.Module], heads: int, key_he
 
     Raises UnsupportedModelError where the model is spread in a way that edits cannot follow.
     """
-    mesh = getattr(model, "_device_mesh", None)
-    size = getattr(model, "_tp_size", None) or 1
+    mesh, size = compat.mesh(model), compat.processes(model)
     split = getattr(model.config, "distributed_config", None)
     if mesh is not None:
         for name, reason in (

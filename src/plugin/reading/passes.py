@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..branches.positions import Positions
 from ..core.attention import merge
+from ..core.compat import CACHE, ENCODED
 from ..core.families import Family
-from ..core.host import ENCODED, Host
+from ..core.host import Host
 from ..core.layout import Step
 from .prompt import Edits, Prompt
 
@@ -41,7 +42,7 @@ class Rehearsed(Whole):
     def read(self, run: Pass, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
         layout, sessions = self.prompt.layout, self.prompt.sessions
         plans = [session.edits(Step(layout, 0, layout.length - session.hold_back)) for session in sessions]
-        unkept = {"attention_mask": layout.valid.long(), "use_cache": False, "past_key_values": None, "labels": None}
+        unkept = {"attention_mask": layout.valid.long(), "use_cache": False, CACHE: None, "labels": None}
         with self.host.staged(merge([*plans, *self.watched(step)]), 0, layout.length):
             original(**{**kwargs, **unkept})
         return self.then.read(run, original, kwargs, step)
@@ -94,7 +95,7 @@ def _wants_last_row(kwargs: Mapping[str, Any]) -> bool:
         and not kwargs.get("output_hidden_states")
         and isinstance(keep, int)
         and keep == 1
-        and kwargs.get("past_key_values") is not None
+        and kwargs.get(CACHE) is not None
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
-from transformers import DynamicCache
 
 from ..core.attention import Plan, merge
 from ..core.edits import Edit
@@ -46,15 +44,3 @@ class Prompt:
     def stop_recording(self) -> None:
         """The answer is complete; what follows on its cache is no part of it."""
         self.record = self._decode_plan = None
-
-
-@contextmanager
-def cache_undone(cache: DynamicCache) -> Iterator[None]:
-    """Take back what the passes inside add to a cache."""
-    held = [dict(layer.__dict__) for layer in cache.layers]  # a dynamic layer grows by new tensors, never in place
-    try:
-        yield
-    finally:
-        for layer, state in zip(cache.layers, held, strict=True):
-            layer.__dict__.clear()
-            layer.__dict__.update(state)

@@ -13,7 +13,9 @@ from ...common.errors import LayoutError, UnsupportedModelError
 from ..branches import thin
 from ..branches.decoder import Contrast, Decoder
 from ..branches.fork import Fork
-from ..core.host import ENCODED, Host
+from ..core import compat
+from ..core.compat import CACHE, ENCODED
+from ..core.host import Host
 from ..core.layout import Layout, QueryFinder, Step, read_layout
 from ..core.method import Method
 from ..tracing.record import Record
@@ -48,10 +50,9 @@ class Runner:
     def generating(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> Iterator[None]:
         """Around `generate`, which encodes pictures before its first pass: a decoder redraws them before that, too."""
         redrawn = {} if self.decoder is None else self.decoder.redraw(kwargs)
-        encode = getattr(self._host.model, "_prepare_multimodal_encoder_kwargs_for_generation", None)
-        if redrawn and encode is not None:
-            with torch.no_grad():
-                self._redrawn = ids, encode({**kwargs, **redrawn})[ENCODED]
+        if redrawn:
+            encoded = compat.encoded_pictures(self._host.model, {**kwargs, **redrawn})
+            self._redrawn = None if encoded is None else (ids, encoded)
         try:
             with self._around():
                 yield
@@ -108,14 +109,14 @@ class Runner:
         return output.to_tuple() if as_tuple else output
 
     def _forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         start = 0 if cache is None else int(cache.get_seq_length())
         if start == 0:
             self.reading = None  # a prompt that cannot be read leaves none
             reading = self._open(kwargs)
             self.reading = reading
             output = reading.read(original, kwargs)
-            filled = getattr(output, "past_key_values", None) if cache is None else cache
+            filled = getattr(output, CACHE, None) if cache is None else cache
             if filled is not None:
                 reading.follow(filled)
             return output
@@ -169,9 +170,7 @@ class Runner:
         ids, pictures = encoded
         batch = len(kwargs["input_ids"])
         copies = batch // (batch if ids is None else len(ids))  # beams and several answers per prompt
-        if copies > 1:
-            pictures = self._host.model._expand_multimodal_outputs(ids, pictures, copies)  # type: ignore[operator]
-        return {ENCODED: pictures}
+        return {ENCODED: compat.repeated_pictures(self._host.model, ids, pictures, copies)}
 
     def _layout(self, kwargs: dict[str, Any]) -> Layout:
         family, model = self._host.family, self._host.model

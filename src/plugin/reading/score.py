@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from ...common.errors import LayoutError
 from ..branches.positions import Positions
 from ..branches.prompts import SEEN
+from ..core.compat import CACHE, cache_undone, new_cache
 from ..core.families import find_family
 from ..core.host import HOST
-from .prompt import cache_undone
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,11 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
     host = model.__dict__.get(HOST)
     family = find_family(model)
     decoder, generator = family.decoder(model), family.generator(model)
-    cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
+    cache = new_cache(decoder.config)
     positions = Positions(decoder)
     with nullcontext() if host is None else host.plugs[-1].scoring():
         with positions.noted():
-            given = {**inputs, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+            given = {**inputs, "attention_mask": mask, CACHE: cache, "use_cache": True}
             first = model(**given, logits_to_keep=1, return_dict=True).logits[:, -1:].float().log_softmax(-1)
         reading = None if host is None else host.plugs[-1].reading
         results: list[list[Score]] = [[] for _ in continuations]
@@ -79,7 +78,7 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
                     given = {
                         "attention_mask": seen,
                         "position_ids": places,
-                        "past_key_values": cache,
+                        CACHE: cache,
                         "use_cache": True,
                     }
                     if SEEN in inputs:

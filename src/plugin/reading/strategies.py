@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from ...common.errors import LayoutError
 from ..branches.decoder import Contrast
 from ..branches.fork import Fork
 from ..branches.positions import Positions
 from ..core.attention import merge
+from ..core.compat import CACHE, cache_undone, new_cache
 from ..core.graph import keeping_graph
 from ..core.host import Host
 from ..core.layout import Step
 from .passes import Call, Whole, passes_of
-from .prompt import Edits, Prompt, cache_undone
+from .prompt import Edits, Prompt
 
 Redraw = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # arguments of a forward -> those with other pictures
 
@@ -245,7 +245,7 @@ class Ahead(Apart):
 
     def __init__(self, host: Host, prompt: Prompt, contrast: Contrast, fork: Fork, redraw: Redraw):
         super().__init__(host, prompt, contrast, fork, redraw)
-        self.unedited = DynamicCache(config=host.decoder.config)  # type: ignore[arg-type]
+        self.unedited = new_cache(host.decoder.config)
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         self.read_text()
@@ -269,7 +269,7 @@ class Ahead(Apart):
         answered = valid.new_ones(len(valid), max(0, step.start + step.count - self.layout.length))
         return {
             "attention_mask": torch.cat([valid, answered], dim=1).long(),
-            "past_key_values": self.unedited,
+            CACHE: self.unedited,
             "logits_to_keep": int(step.reading),
             **{"use_cache": True, "output_hidden_states": False},
         }
@@ -289,11 +289,11 @@ class Ahead(Apart):
 
     def select(self, rows: Tensor) -> None:
         super().select(rows)
-        self.unedited.reorder_cache(rows)  # type: ignore[arg-type]
+        self.unedited.reorder_cache(rows)
 
     def clear(self) -> None:
         super().clear()
-        self.unedited = DynamicCache(config=self.host.decoder.config)  # type: ignore[arg-type]
+        self.unedited = new_cache(self.host.decoder.config)
 
     @contextmanager
     def undone(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from ...common.errors import UnsupportedModelError
 from ...models.prompting import common
 from ...plugin.attach import observe
 from ...plugin.core.attention import merge
+from ...plugin.core.compat import CACHE
 from ...plugin.core.edits import Edit
 from ...plugin.core.host import HOST, Host
 from ...plugin.core.method import Method, ModelFacts
@@ -59,7 +60,7 @@ class Direct:
         `cache` is read and added to; `inputs` are further arguments of the model's forward.
         """
         start = 0 if cache is None else int(cache.get_seq_length())
-        place = {"input_ids": ids.to(self.model.device), "past_key_values": cache, "use_cache": cache is not None}
+        place = {"input_ids": ids.to(self.model.device), CACHE: cache, "use_cache": cache is not None}
         with self._host.staged(merge([edits]), start, 0):
             return self._host.family.generator(self.model)(**place, **inputs).logits
 

@@ -1,0 +1,247 @@
+"""All that is taken from transformers without its promise: private names, names that change, the words of its errors.
+
+Supported are the releases from `OLDEST` to `NEWEST`, which `make test-versions` runs. A later one is let in where the calls
+that are hooked look as they do in these; `check_calls` says so at `attach`, never in the middle of an answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ...common.errors import LayoutError, UnsupportedModelError
+
+OLDEST, NEWEST = "5.17.0", "5.24.0"
+VERSION: str = transformers.__version__
+MEND = f"install transformers>={OLDEST},<={NEWEST}"
+
+try:
+    from transformers import AttentionInterface, LlamaForCausalLM, QuantizedCache
+    from transformers.cache_utils import Cache, DynamicCache
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.utils.quantization_config import QuantizationMethod
+except ImportError as error:
+    raise UnsupportedModelError(
+        f"transformers {VERSION} has no place for attention edits any more ({error}): {MEND}"
+    ) from error
+
+CACHES = ("cache", "past_key_values")  # what keys and values are called, since 5.24 and before
+#: What this release calls them, as an argument and in an output.
+CACHE: str = next(
+    (name for name in CACHES if name in inspect.signature(LlamaForCausalLM.forward).parameters), CACHES[0]
+)
+ENCODED = "mm_encoder_outputs"  # pictures that `generate` has already put through the vision tower, since 5.18
+ROPE_OFFSETS = "rope_deltas"  # what Qwen's models note of a prompt's positions, on themselves
+SDPA = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias")
+
+
+def renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, keys and values under the name that this release gives them."""
+    found = [name for name in CACHES if name in kwargs]
+    if found in ([], [CACHE]):
+        return dict(kwargs)
+    rest = {name: value for name, value in kwargs.items() if name not in CACHES}
+    return {**rest, CACHE: kwargs[CACHE if CACHE in found else found[0]]}
+
+
+# ---- what is hooked --------------------------------------------------------------------------------------------------
+
+
+def check_calls(generator: nn.Module, decoder: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Refuse a release of transformers whose calls do not look as the engine expects them.
+
+    Args:
+        generator: the module whose `forward` is a pass of `generate`.
+        decoder: the text decoder; `layers` are its blocks.
+
+    Raises UnsupportedModelError that names the call.
+    """
+    _check_arguments(generator.forward, "input_ids", "attention_mask", CACHE, "inputs_embeds")
+    _check_arguments(decoder.forward, "input_ids", "attention_mask", "position_ids", CACHE, "use_cache")
+    for layer in layers:
+        _check_arguments(layer.forward, "hidden_states", CACHE)
+        if next(iter(inspect.signature(layer.forward).parameters)) != "hidden_states":
+            _refuse(layer.forward, "its first argument is not hidden_states")
+    _check_arguments(sdpa_attention_forward, *SDPA)
+    _check_arguments(Cache.update, "key_states", "value_states", "layer_idx")
+    for name in ("get_seq_length", "reorder_cache"):
+        if not hasattr(Cache, name):
+            _refuse(Cache, f"it has no {name}")
+    _check_arguments(DynamicCache, "config")
+
+
+def _check_arguments(call: Callable[..., Any], *names: str) -> None:
+    found = inspect.signature(call).parameters
+    missing = [name for name in names if name not in found]
+    if missing:
+        _refuse(call, f"it does not take {', '.join(missing)}")
+
+
+def _refuse(call: Any, why: str) -> None:
+    name = getattr(call, "__qualname__", type(call).__name__)
+    raise UnsupportedModelError(
+        f"transformers {VERSION} calls {name} otherwise than the releases that are known ({why}), so that edits would not"
+        f" be carried out: {MEND}"
+    )
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Make an attention function known, with the mask that sdpa expects (without it padding is lost)."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def attention_name(config: Any) -> str | None:
+    """The attention function that a text decoder's config names."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def set_attention_name(config: Any, name: str) -> None:
+    """Name another one in this config alone; the setter in public would name it in those of its parts, too."""
+    config._attn_implementation_internal = name
+
+
+# ---- how a model was loaded ------------------------------------------------------------------------------------------
+
+
+def brings_weights(model: nn.Module) -> bool:
+    """Whether accelerate brings each weight when it is needed."""
+    return hasattr(model, "hf_device_map") or hasattr(model, "_hf_hook")
+
+
+def undivided(model: nn.Module) -> list[str]:
+    """Classes of the blocks that may not be cut apart where a model is spread over devices."""
+    return list(getattr(model, "_no_split_modules", None) or ())
+
+
+def processes(model: nn.Module) -> int:
+    """How many processes hold the model together by its heads (tensor parallel)."""
+    return getattr(model, "_tp_size", None) or 1
+
+
+def mesh(model: nn.Module) -> Any:
+    """The processes that transformers has spread the model over, None where it has not."""
+    return getattr(model, "_device_mesh", None)
+
+
+def quantised(model: nn.Module) -> str | None:
+    """How the weights are quantised; None where they are plain, as those read from a GGUF file are."""
+    method = getattr(model, "quantization_method", None)
+    return None if method in (None, QuantizationMethod.GGUF) else str(QuantizationMethod(method).value)
+
+
+def compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has fixed the graph of the model or of a part of it."""
+    return hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def encoded_pictures(model: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The pictures among the arguments of `generate`, as it encodes them before its first pass.
+
+    None where this release, or the model, leaves that to the pass.
+    """
+    encode = getattr(model, "_prepare_multimodal_encoder_kwargs_for_generation", None)
+    if encode is None or ENCODED not in inspect.signature(model.forward).parameters:
+        return None
+    with torch.no_grad():
+        return encode(dict(kwargs))[ENCODED]
+
+
+def repeated_pictures(model: Any, ids: Tensor | None, encoded: Any, copies: int) -> Any:
+    """Encoded pictures of the prompts `ids`, for `copies` of each (beams, several answers), in place."""
+    return encoded if copies == 1 else model._expand_multimodal_outputs(ids, encoded, copies)
+
+
+@contextmanager
+def offsets_kept(model: nn.Module) -> Iterator[None]:
+    """Bring back what a forward pass notes on the model about the prompt that it read."""
+    noted = [(m, m.__dict__[ROPE_OFFSETS]) for m in model.modules() if ROPE_OFFSETS in m.__dict__]
+    try:
+        yield
+    finally:
+        for module, value in noted:
+            setattr(module, ROPE_OFFSETS, value)
+
+
+@contextmanager
+def image_count_named() -> Iterator[None]:
+    """Say what a wrong number of image tokens means.
+
+    The model itself counts image features against placeholders, in words that differ by family: a ValueError that
+    names both, or a bare mismatch of shapes where Qwen lays out its positions and where a Q-Former's tokens do not suffice.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        text = str(error)
+        bare = ("shape mismatch: value tensor", "elements of source < number of ones in mask")
+        if ("features" in text and "tokens" in text) or any(words in text for words in bare):
+            raise LayoutError(
+                f"the picture and its placeholder tokens do not match ({text.splitlines()[0]}): build the prompt with this"
+                " model's processor and pass its whole output"
+            ) from error
+        raise
+
+
+# ---- caches ----------------------------------------------------------------------------------------------------------
+
+
+def new_cache(config: Any) -> Any:
+    """An empty cache for a text decoder of this config."""
+    return DynamicCache(config=config)
+
+
+def quantised_cache(cache: Any) -> bool:
+    """Whether a cache keeps its keys and values quantised."""
+    return isinstance(cache, QuantizedCache)
+
+
+def held(layer: Any) -> tuple[Tensor, Tensor] | None:
+    """The keys and values [B, Hkv, K, d] of a cache's layer; None before its first."""
+    return (layer.keys, layer.values) if layer.is_initialized else None
+
+
+def cut_graph(cache: Any) -> None:
+    """Leave values without a graph in a cache (None: nothing to do)."""
+    for layer in getattr(cache, "layers", ()):
+        for name in ("keys", "values"):
+            kept = getattr(layer, name, None)
+            if isinstance(kept, Tensor) and kept.requires_grad:
+                setattr(layer, name, kept.detach())
+
+
+@contextmanager
+def cache_undone(cache: Any) -> Iterator[None]:
+    """Take back what the passes inside add to a dynamic cache."""
+    before = [dict(layer.__dict__) for layer in cache.layers]  # a dynamic layer grows by new tensors, never in place
+    try:
+        yield
+    finally:
+        for layer, state in zip(cache.layers, before, strict=True):
+            layer.__dict__.clear()
+            layer.__dict__.update(state)
+
+
+class TappedCache(Cache):
+    """A cache as the model sees it while `tap` takes a part of what is written to each layer, and hands on the rest."""
+
+    def __init__(self, base: Any, tap: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]):
+        self.__dict__.update(base.__dict__)  # the same layers, so that lengths and masks are the base's
+        self.base, self.tap = base, tap
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        key_states, value_states = self.tap(layer_idx, key_states, value_states)
+        return self.base.update(key_states, value_states, layer_idx, *args, **kwargs)
