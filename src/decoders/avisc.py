@@ -22,17 +22,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ..common.errors import UnsupportedModelError
-from ..plugin.branches import prompts, rules
+from ..plugin.branches import prompts
 from ..plugin.branches.branch import Branch, Edits
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.core.edits import Edit, Input, WeightProbe
 from ..plugin.core.layout import Layout, Step
-from ..plugin.core.method import ModelFacts, Settings
+from ..plugin.core.method import ModelFacts
+from .contrast import ContrastSettings, LogitContrast
 
 
-class AvisCSettings(Settings):
-    alpha: float = Field(1.0, description="strength of the contrast")
-    beta: float = Field(0.1, ge=0, le=1, description="plausibility cutoff, relative to the likeliest token; 0: none")
+class AvisCSettings(ContrastSettings):
     gamma: float = Field(0.5, gt=0, le=1, description="share of the image attention that the chosen layers hold")
     lam: float = Field(1.0, description="standard deviations above the mean that make a token blind")
     fill: Literal["zeros", "ones", "noise"] = Field("zeros", description="what the other tokens' embeddings become")
@@ -58,9 +57,9 @@ class AvisC(Decoder):
         return AvisCContrast(self, layout)
 
 
-class AvisCContrast(Contrast):
+class AvisCContrast(LogitContrast):
     def __init__(self, decoder: AvisC, layout: Layout):
-        self.decoder, self.layout = decoder, layout
+        super().__init__(decoder, layout)
         self.attention: dict[int, Tensor] = {}  # of the last prompt row, mean over heads [B, n], by layer
         self.blind: Tensor | None = None
         self.branch = Branch(lambda kwargs: prompts.same(kwargs, layout), self._edits)
@@ -95,11 +94,6 @@ class AvisCContrast(Contrast):
             generator = torch.Generator().manual_seed(0)
             fill = torch.randn(hidden.shape, generator=generator).to(hidden)
         return torch.where((image & ~self.blind)[..., None], fill, hidden)
-
-    def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
-        assert weak is not None
-        settings = self.decoder.settings
-        return rules.plausible(rules.contrast(base, weak, settings.alpha), base, settings.beta)
 
     def report(self) -> dict[str, Any]:
         """blind: mask [B][n] of the blind image tokens."""

@@ -17,15 +17,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ..common.errors import ConfigError, LayoutError
-from ..plugin.branches import prompts, rules
+from ..plugin.branches import prompts
 from ..plugin.branches.branch import Branch
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.core.layout import Layout
-from ..plugin.core.method import ModelFacts, Settings
+from ..plugin.core.method import ModelFacts
 from ..plugin.tracing.words import characters
+from .contrast import ContrastSettings, LogitContrast
 
 
-class CADSettings(Settings):
+class CADSettings(ContrastSettings):
     alpha: float = Field(0.5, description="strength of the contrast")
     beta: float = Field(0.0, ge=0, le=1, description="plausibility cutoff, relative to the likeliest token; 0: none")
     begin: str | None = Field(None, min_length=1, description="text behind which the context begins")
@@ -96,19 +97,14 @@ class CAD(Decoder):
         return marked
 
 
-class CADContrast(Contrast):
+class CADContrast(LogitContrast):
     def __init__(self, decoder: CAD, layout: Layout):
-        self.decoder, self.layout = decoder, layout
+        super().__init__(decoder, layout)
         self.context = decoder.context(layout)
         self.branch = Branch(self._prompt)
 
     def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return prompts.without(kwargs, self.layout, self.context)
-
-    def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
-        assert weak is not None
-        settings = self.decoder.settings
-        return rules.plausible(rules.contrast(base, weak, settings.alpha), base, settings.beta)
 
     def report(self) -> dict[str, Any]:
         """context: number of context tokens per row."""

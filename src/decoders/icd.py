@@ -20,18 +20,17 @@ from pydantic import Field
 from torch import Tensor
 
 from ..common.errors import ConfigError, LayoutError
-from ..plugin.branches import prompts, rules
+from ..plugin.branches import prompts
 from ..plugin.branches.branch import Branch
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.core.layout import Layout
-from ..plugin.core.method import ModelFacts, Settings
+from ..plugin.core.method import ModelFacts
+from .contrast import ContrastSettings, LogitContrast
 
 MISLEADING = "You see badly and often take one thing for another. Be vague."
 
 
-class ICDSettings(Settings):
-    alpha: float = Field(1.0, description="strength of the contrast")
-    beta: float = Field(0.1, ge=0, le=1, description="plausibility cutoff, relative to the likeliest token; 0: none")
+class ICDSettings(ContrastSettings):
     instruction: str = Field(MISLEADING, min_length=1, description="what misleads the copy")
     instruction_ids: list[int] | None = Field(
         None, min_length=1, description="the same as token ids, needs no processor"
@@ -96,9 +95,9 @@ class ICD(Decoder):
         return ICDContrast(self, layout)
 
 
-class ICDContrast(Contrast):
+class ICDContrast(LogitContrast):
     def __init__(self, decoder: ICD, layout: Layout):
-        self.decoder, self.layout = decoder, layout
+        super().__init__(decoder, layout)
         self.branch = Branch(self._prompt)
 
     def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -116,11 +115,6 @@ class ICDContrast(Contrast):
                     )
                 places[row] = int(query.int().argmax())
         return prompts.inserted(kwargs, layout, places, decoder.tokens)
-
-    def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
-        assert weak is not None
-        settings = self.decoder.settings
-        return rules.plausible(rules.contrast(base, weak, settings.alpha), base, settings.beta)
 
 
 def misled(kwargs: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Tensor]:

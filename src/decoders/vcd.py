@@ -19,19 +19,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..plugin.branches import prompts, rules
+from ..plugin.branches import prompts
 from ..plugin.branches.branch import Branch
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.branches.pictures import redrawn
 from ..plugin.core.layout import Layout
-from ..plugin.core.method import Settings
+from .contrast import ContrastSettings, LogitContrast
 
 STEPS = 1000
 
 
-class VCDSettings(Settings):
-    alpha: float = Field(1.0, description="strength of the contrast")
-    beta: float = Field(0.1, ge=0, le=1, description="plausibility cutoff, relative to the likeliest token; 0: none")
+class VCDSettings(ContrastSettings):
     noise_step: int = Field(500, ge=0, lt=STEPS, description="diffusion step of the noise, of 1,000")
     seed: int = Field(0, description="of the noise")
 
@@ -52,18 +50,13 @@ class VCD(Decoder):
         return VCDContrast(self, layout)
 
 
-class VCDContrast(Contrast):
+class VCDContrast(LogitContrast):
     def __init__(self, decoder: VCD, layout: Layout):
-        self.decoder, self.layout = decoder, layout
+        super().__init__(decoder, layout)
         self.branch = Branch(self._prompt)
 
     def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return prompts.same({**kwargs, **self.redrawn}, self.layout)
-
-    def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
-        assert weak is not None
-        settings = self.decoder.settings
-        return rules.plausible(rules.contrast(base, weak, settings.alpha), base, settings.beta)
 
 
 def noised(pixels: Tensor, step: int, seed: int) -> Tensor:

@@ -41,15 +41,15 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidates:
     """What could follow one pass: tokens [G, c] of each group of beams, and their log p and log p' [G, b, c]."""
 
     tokens: Tensor
     base: Tensor
     weak: Tensor | None
 
-    def cpu(self) -> Choice:
-        return Choice(*(None if part is None else part.cpu() for part in vars(self).values()))  # type: ignore[arg-type]
+    def cpu(self) -> Candidates:
+        return Candidates(*(None if part is None else part.cpu() for part in vars(self).values()))  # type: ignore[arg-type]
 
 
 class Record:
@@ -64,7 +64,7 @@ class Record:
         self._seen: dict[tuple[int, int], Tensor] = {}
         self._log: tuple[Tensor, Tensor | None] | None = None  # log p and log p' [R, V] of the last pass
         self._looks: list[Look] = []
-        self._choices: list[Choice] = []
+        self._choices: list[Candidates] = []
         self._prefix = 0  # prompt tokens among the returned ones; none where the prompt came as embeddings
         self._answers = self._beam_of = torch.empty(0, 0, dtype=torch.long)  # tokens and their rows [rows, T]
         self._lengths: list[int] = []
@@ -152,7 +152,7 @@ class Record:
         index = chosen[:, None].expand(-1, self._beams, -1)
         ours = base.view(len(chosen), self._beams, -1).gather(-1, index)
         theirs = None if weak is None else weak.view(len(chosen), self._beams, -1).gather(-1, index)
-        self._choices.append(Choice(chosen, ours, theirs))
+        self._choices.append(Candidates(chosen, ours, theirs))
 
     def finish(self, sequences: Tensor, beams: Tensor | None, ends: Any, pad: int | None) -> None:
         """`generate` has returned these sequences [rows, prompt + T], taken from these beams [rows, T]."""
