@@ -34,9 +34,9 @@ class Config(BaseModel):
 
     @classmethod
     def load(cls, source: Config | Mapping[str, Any] | str | Path) -> Config:
-        """Read a configuration: an object, a dict of the YAML's shape, a path to a YAML file, or the name of a
+        """Read a configuration: an object, a dict of the YAML's shape, a path to a YAML file, or a registered name.
 
-        method or a decoder. Raises ConfigError naming the file, the key and what it takes.
+        Raises ConfigError naming the file, the key and what it takes.
         """
         if isinstance(source, Config):
             return source

@@ -12,9 +12,9 @@ PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_t
 
 
 def redrawn(kwargs: Mapping[str, Any], draw: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """The arguments of a forward pass that carry pixels, with `draw` of each picture (of each row's, where they come by
+    """The arguments of a forward pass that carry pixels, with `draw` of each picture.
 
-    row), so that its prompt fares alike alone and in a batch.
+    Where pictures come by row, it is of each row's, so that its prompt fares alike alone and in a batch.
     """
     changed = {}
     for name, grid in PIXELS.items():

@@ -38,9 +38,9 @@ def inserted(kwargs: dict[str, Any], layout: Layout, places: Sequence[int], toke
 
 
 def _rebuilt(kwargs: dict[str, Any], layout: Layout, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """A prompt of other tokens, padded on the left: a row lists positions in the base's prompt, or -1 - id of a token
+    """A prompt of other tokens, padded on the left.
 
-    that is new.
+    A row lists positions in the base's prompt, or -1 - id of a token that is new.
     """
     width, device = max(map(len, rows)), layout.ids.device
     picks = torch.tensor([[-1] * (width - len(row)) + list(row) for row in rows], device=device)

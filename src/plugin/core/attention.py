@@ -116,9 +116,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Call:
-    """One layer's attention in one pass: query [B, H, q, d] and the keys and values it sees, in one or more pieces
+    """One layer's attention in one pass: query [B, H, q, d] and the keys and values that it sees.
 
-    [B, Hkv, K_i, d] that follow each other; K is their sum. The mask is as sdpa takes it.
+    They come in one or more pieces [B, Hkv, K_i, d] that follow each other; K is their sum. The mask is as sdpa takes it.
     """
 
     query: Tensor
@@ -233,9 +233,9 @@ def explicit_attention(plan: LayerPlan, call: Call) -> Tensor:
 
 
 def edit_queries(plan: LayerPlan, query: Tensor, scaled: float) -> Tensor:
-    """The queries [B, H, q, d], shifted, and zero in dispersed heads. `scaled`: by what the model has multiplied them
+    """The queries [B, H, q, d], shifted, and zero in dispersed heads.
 
-    already, so that no more than the rest of its scale is left to do (OPT).
+    scaled: by what the model has multiplied them already, so that only the rest of its scale is left to do (OPT).
     """
     for edit in plan.queries:
         if isinstance(edit, Shift):

@@ -105,9 +105,10 @@ class Mass:
 
 @dataclass(frozen=True)
 class Reweight:
-    """Replace weights. `change(weights, logits, keys)` gets weights and scaled, masked logits [B, H, R, K] in float32
+    """Replace weights by those that `change(weights, logits, keys)` returns.
 
-    and `keys`, the slice of prompt positions that the first columns stand for; it returns new weights of that shape.
+    It gets weights and scaled, masked logits [B, H, R, K] in float32 and `keys`, the slice of prompt positions that the
+    first columns stand for; it returns new weights of that shape.
     `headwise`: it treats each head by itself and all alike, so that a process that holds some of the heads (`shards.py`)
     needs no others.
     """
@@ -157,9 +158,9 @@ class InputProbe:
 
 @dataclass(frozen=True)
 class WeightProbe:
-    """`see(weights, keys, first)` gets float32 weights [B, H, r, K] of consecutive rows; `first` is the index of the
+    """`see(weights, keys, first)` gets float32 weights [B, H, r, K] of consecutive rows.
 
-    first of them in the pass. Long spans arrive in several calls, in order.
+    first: the index of the first of them in the pass. Long spans arrive in several calls, in order.
     """
 
     see: Callable[[Tensor, slice, int], None]

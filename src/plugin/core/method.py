@@ -111,9 +111,9 @@ class ModelFacts:
         return self.own(range(start, max(round(self.layers * stop / 32), start + 1)))
 
     def check_heads(self, pairs: Sequence[tuple[int, int]], what: str) -> tuple[tuple[int, int], ...]:
-        """Distinct (layer, query head) pairs. Raises CalibrationError for one that the model does not have, or that
+        """Distinct (layer, query head) pairs.
 
-        belongs to a cross-attention layer.
+        Raises CalibrationError for one that the model does not have, or that belongs to a cross-attention layer.
         """
         for layer, head in pairs:
             if not (0 <= layer < self.layers and 0 <= head < self.heads):
@@ -124,9 +124,9 @@ class ModelFacts:
         return tuple(dict.fromkeys((layer, head) for layer, head in pairs))
 
     def check_layers(self, numbers: Sequence[int], what: str) -> tuple[int, ...]:
-        """Sorted distinct layer numbers. Raises CalibrationError for one that the model does not have, or that reads the
+        """Sorted distinct layer numbers.
 
-        image by cross-attention.
+        Raises CalibrationError for one that the model does not have, or that reads the image by cross-attention.
         """
         for number in numbers:
             if not 0 <= number < self.layers:
@@ -214,9 +214,9 @@ class Method(Registered):
         raise NotImplementedError
 
     def around(self) -> AbstractContextManager[None]:
-        """Entered around every call of `generate`, and of the model outside it: to watch the vision tower, which runs
+        """Entered around every call of `generate`, and of the model outside it.
 
-        before a prompt's session opens.
+        It lets a method watch the vision tower, which runs before a prompt's session opens.
         """
         return nullcontext()
 

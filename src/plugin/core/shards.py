@@ -28,9 +28,9 @@ MEND = "load it with distributed_config=DistributedConfig(tp_size=N), or with de
 
 @dataclass(frozen=True)
 class Shard:
-    """Heads `first : first + count` of each layer, and the processes `group` (in the order of their heads) that hold
+    """Heads `first : first + count` of each layer.
 
-    the others, as many each.
+    group: the processes, in the order of their heads, that hold the others, as many each.
     """
 
     first: int

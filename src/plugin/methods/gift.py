@@ -171,9 +171,9 @@ def saliency(change: list[Tensor], rows: Tensor, image: Tensor, kept: int) -> Te
 
 
 def enhance(masses: Tensor, kept: int, beta: float) -> Tensor:
-    """Coefficients [B, H, R, 2] of the multiplied image and of the question, from masses [B, H, R, 3] of the image, the
+    """Coefficients [B, H, R, 2] of the multiplied image and of the question.
 
-    question and the multiplied image.
+    masses: [B, H, R, 3] of the image, the question and the multiplied image.
     """
     visual, query, multiplied = masses.unbind(-1)
     looking, listening = _top(visual, kept), _top(query, kept)

@@ -26,9 +26,9 @@ MASSES = ("image", "query", "prompt", "output")
 
 @dataclass(frozen=True)
 class Look:
-    """The last row of one pass: masses [R, 4] and attention on prompt tokens [R, n], both summed over heads, entropy
+    """The last row of one pass.
 
-    [R, 1] and divergence [R].
+    masses [R, 4] and attention on prompt tokens [R, n] are summed over heads; entropy is [R, 1], divergence [R].
     """
 
     masses: Tensor

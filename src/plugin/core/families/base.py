@@ -66,9 +66,9 @@ class Family:
         return frozenset(token for token in found if token is not None)
 
     def read_text(self, model: nn.Module, ids: Tensor, mask: Tensor) -> None:
-        """Run the decoder over a prompt without its image: ids and mask [B, m], left-padded. Nothing is returned or
+        """Run the decoder over a prompt without its image: ids and mask [B, m], left-padded.
 
-        cached; the caller's probes look. The decoder is called directly, so that no state of the outer model
+        Nothing is returned or cached; the caller's probes look. The decoder is called directly, so that no state of the outer model
         (Qwen's rope offsets) changes.
         """
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
