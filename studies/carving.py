@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from sightline.benchmarks.runner.run import PLAIN, Run, results
-from sightline.benchmarks.runner.tasks import QuestionTask, scene_tasks
+from sightline.benchmarks.public.object_questions import PopeBenchmark
+from sightline.benchmarks.runner.plan import PLAIN
+from sightline.benchmarks.runner.run import Run, results
 from sightline.common.files import model_hash, provenance, write_json, write_text
 from sightline.common.statistics import Ratio, interval
 from sightline.models.prompting import encoded, turn
@@ -47,23 +48,27 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-class Asked:
+class SceneQuestions:
     """Questions about scenes: pictures, words and the boxes of the object in question (none where it is absent)."""
 
-    def __init__(self, processor: Any, split: str, number: int, seed: int):
+    def __init__(self, split: str, number: int, seed: int):
         from sightline import testbed
 
         self.scenes = list(testbed.scenes(split, number, seed=seed))
-        self.task: QuestionTask = scene_tasks(processor, self.scenes, seed=seed)[1]
-        self.images = [self.scenes[one.image].image for one in self.task.unique]
-        self.words = [testbed.question(one.name) for one in self.task.unique]
+        self.pope = PopeBenchmark.of_scenes(self.scenes, seed=seed)
+        self.images: list[Any] = [sample.image for sample in self.pope.samples]
+        self.words = [sample.text for sample in self.pope.samples]
+        items = [item for asked in self.pope.splits.values() for item in asked]
+        self.scene = {item.sample: item.image for item in items}
 
     def batches(self) -> Iterator[slice]:
         return (slice(start, start + BATCH) for start in range(0, len(self.words), BATCH))
 
     def boxes(self, number: int) -> list[tuple[int, int, int, int]]:
-        one = self.task.unique[number]
-        return [item.box for item in self.scenes[one.image].objects if item.name == one.name]
+        from sightline import testbed
+
+        shown = self.scenes[self.scene[number]].objects
+        return [item.box for item in shown if testbed.question(item.name) == self.words[number]]
 
 
 def answered(model: Any, processor: Any, inputs: Any) -> list[str]:
@@ -72,10 +77,12 @@ def answered(model: Any, processor: Any, inputs: Any) -> list[str]:
     return [reply.strip() for reply in replies]
 
 
-def choose(model: Any, processor: Any, asked: Asked, advance: Callable[[], None]) -> list[tuple[dict[str, Any], float]]:
-    """What was tried and the mean accuracy over the splits, best first: every shape with the default look, then every
+def choose(
+    model: Any, processor: Any, asked: SceneQuestions, advance: Callable[[], None]
+) -> list[tuple[dict[str, Any], float]]:
+    """What was tried and the mean accuracy over the splits, best first.
 
-    look with the best shape.
+    Tried is every shape with the default look, then every look with the best shape.
     """
     from sightline.plugin.core.host import host_of
 
@@ -92,7 +99,7 @@ def choose(model: Any, processor: Any, asked: Asked, advance: Callable[[], None]
             new = map(carved, itertools.repeat(chosen), asked.images[part], asked.words[part], found[part])
             replies += answered(model, processor, carved_inputs(model, processor, list(new)))
         advance()
-        return float(np.mean([one.ratios["accuracy"].value for one in asked.task.score(replies).values()]))
+        return float(asked.pope.score(replies)["mean"].ratios["accuracy"].value)
 
     usual = look({})
     tried = [(shape, accuracy(shape, usual)) for shape in SHAPES]
@@ -102,7 +109,11 @@ def choose(model: Any, processor: Any, asked: Asked, advance: Callable[[], None]
 
 
 def measure(
-    model: Any, processor: Any, asked: Asked, variants: Mapping[str, Mapping[str, Any]], advance: Callable[[], None]
+    model: Any,
+    processor: Any,
+    asked: SceneQuestions,
+    variants: Mapping[str, Mapping[str, Any]],
+    advance: Callable[[], None],
 ) -> tuple[list[Run], dict[str, dict[str, Any]]]:
     """Replies and seconds of plain and of every variant, batch by batch in turn, and how well each region fits.
 
@@ -133,21 +144,22 @@ def measure(
                 new = [carved(settings, *one) for one in zip(images, words, looks[key][0], strict=True)]
                 inputs = carved_inputs(model, processor, new)
             replies = answered(model, processor, inputs)
-            run.seconds["pope"] = run.seconds.get("pope", 0.0) + time.perf_counter() - start
+            run.seconds.setdefault("pope", []).append(time.perf_counter() - start)
             run.replies.setdefault("pope", []).extend(replies)
             for number, one in enumerate(new, start=part.start):
                 boxes = asked.boxes(number)
                 if boxes:
-                    fits[run.name].append((asked.task.unique[number].image, fit(one, boxes)))
+                    fits[run.name].append((asked.scene[number], fit(one, boxes)))
             advance()
     return runs, {name: _fits(rows, len(asked.scenes)) for name, rows in fits.items()}
 
 
 def fit(found: Carving, boxes: Sequence[tuple[int, int, int, int]]) -> list[float]:
-    """Of an object's boxes: the share that the kept pixels cover, the share of the picture that they are (which is what
+    """How well a carving fits an object's boxes, in five shares.
 
-    they would cover by chance), the same two for the cut-out box, and how often a pixel of the object is hotter than
-    another one (a half by chance).
+    The share of the boxes that the kept pixels cover, the share of the picture that they are (which is what they would
+    cover by chance), the same two for the cut-out box, and how often a pixel of the object is hotter than another one
+    (a half by chance).
     """
     inside = np.zeros(found.mask.shape, dtype=bool)
     for left, top, right, bottom in boxes:
@@ -260,19 +272,17 @@ def main(
     check_writable(out / "carve.md", out / "carve.json")
     with cpu_threads(threads), Progress() as bar:
         model, processor = testbed.load()
-        known, asked = Asked(processor, "calibration", calibration, seed), Asked(processor, "test", scenes, seed)
+        known, asked = SceneQuestions("calibration", calibration, seed), SceneQuestions("test", scenes, seed)
         job = bar.add_task("settings", total=len(LOOKS) + len(SHAPES))
         tried = choose(model, processor, known, lambda: bar.advance(job))
         plain = measure(model, processor, known, {}, lambda: None)[0][0]
         job = bar.add_task("test scenes", total=len(list(asked.batches())) * (2 + len(VARIANTS)))
         runs, fits = measure(model, processor, asked, {**VARIANTS, "chosen": tried[0][0]}, lambda: bar.advance(job))
     result = {
-        "runs": results(runs, [asked.task], seed=seed),
+        "runs": results(runs, [asked.pope], seed=seed),
         "fits": fits,
         "calibration": tried,
-        "calibration_plain": float(
-            np.mean([one.ratios["accuracy"].value for one in known.task.score(plain.replies["pope"]).values()])
-        ),
+        "calibration_plain": float(known.pope.score(plain.replies["pope"])["mean"].ratios["accuracy"].value),
         "calibration_scenes": calibration,
         "scenes": scenes,
         "questions": len(asked.words),

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sightline.benchmarks.runner.tasks import CAPTION_TOKENS, scene_vocabulary
+from sightline.benchmarks.public.scenes import CAPTION_TOKENS, scene_vocabulary
 from sightline.common.errors import SightlineError
 from sightline.common.files import check_writable, versions, write_json, write_text
 from sightline.common.progress import progress_bar

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from sightline.benchmarks.runner.run import PLAIN, Attach, Config
+from sightline.benchmarks.runner.plan import PLAIN, Attach
 from sightline.common.chat import render
 from sightline.common.errors import SightlineError
 from sightline.common.files import (
@@ -51,7 +51,7 @@ class Run:
     """One configuration's answers by set, and the seconds that each batch of a set took."""
 
     name: str
-    config: Config
+    config: Mapping[str, Any]
     answers: dict[str, list[Any]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ def run(
     model: Any,
     tokenizer: Any,
     sets: Sequence[QuestionSet],
-    configs: Mapping[str, Config],
+    configs: Mapping[str, Mapping[str, Any]],
     *,
     batch: int = BATCH,
     attach: Attach | None = None,
@@ -131,7 +131,7 @@ def _emphasis(tokenizer: Any, prompts: Sequence[Prompt]) -> Callable[[Tensor], T
     return mark
 
 
-def calls(sets: Sequence[QuestionSet], configs: Mapping[str, Config], batch: int = BATCH) -> int:
+def calls(sets: Sequence[QuestionSet], configs: Mapping[str, Mapping[str, Any]], batch: int = BATCH) -> int:
     """How many batches `run` will report through `advance`."""
     return sum(
         -(-len(questions.prompts) // batch) * (1 + sum(_fits(config, questions) for config in configs.values()))
@@ -193,7 +193,7 @@ def _outcomes(answers: Sequence[Any], questions: QuestionSet) -> dict[str, Float
     return {score: np.array([one[score] for one in found], dtype=np.float64) for score in found[0]}
 
 
-def _fits(config: Config, questions: QuestionSet) -> bool:
+def _fits(config: Mapping[str, Any], questions: QuestionSet) -> bool:
     """Whether the passages that the configuration looks for (CAD's context, an emphasis) stand in the set's prompts."""
     chosen = [*(config.get("methods") or ()), *([config["decoder"]] if config.get("decoder") else ())]
     settings = [values or {} for entry in chosen if isinstance(entry, Mapping) for values in entry.values()]

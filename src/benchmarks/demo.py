@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 from ..common.files import config_hash, images_hash, model_hash, provenance, read_suite, write_json
 from ..common.progress import progress_bar
 from ..plugin.calibration.files import calibration_hash, find_shipped, found_at
-from .public.captions import ChairBenchmark
+from ..plugin.config import Config
+from .benchmark import Benchmark
+from .public.captions import PROMPT, ChairBenchmark
+from .public.object_questions import PopeBenchmark
 from .public.pope import SPLITS
+from .public.scenes import SPLIT
 from .runner.evaluate import RESULT, SAMPLES, write_samples
-from .runner.run import Attach, Run, calls, results, run
-from .runner.tasks import scene_tasks
+from .runner.plan import plans
+from .runner.run import Run, batches, results, run
+from .runner.tables import TIME, relative
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,8 +31,8 @@ ABOUT = (
     "describes scenes it has never seen and answers questions about them: plain, then with Sightline attached. No weight "
     "is changed. Greedy decoding, {scenes} scenes of the {split} split, seed {seed}. The numbers speak of this model only."
 )
-SPLIT = "test"
-"""The split of the demo; settings are chosen on "calibration" (`sightline tune`), never here."""
+BATCH = {"chair": 20, "pope": 60}
+"""Rows of a batch; a question is short."""
 
 
 @dataclass
@@ -39,14 +44,7 @@ class Demo:
     runs: list[Run]
 
 
-def demo(
-    *,
-    scenes: int = 60,
-    seed: int = 0,
-    suite: Path | None = None,
-    threads: int = 1,
-    attach: Attach | None = None,
-) -> Demo:
+def demo(*, scenes: int = 60, seed: int = 0, suite: Path | None = None, threads: int = 1) -> Demo:
     """Run the embedded model plain and under each configuration of the suite.
 
     Args:
@@ -54,7 +52,6 @@ def demo(
         seed: chooses the scenes, the questions and the bootstrap draws.
         suite: a YAML file of named configurations instead of the shipped `eval/demo.yaml`.
         threads: CPU threads. The model is small: one is quick, and its sums come out the same on every machine.
-        attach: stands in for `sightline.attach`.
 
     Raises:
         SightlineError: the suite cannot be read, or a configuration does not fit the model.
@@ -62,31 +59,38 @@ def demo(
     from .. import testbed
     from ..models.loading import cpu_threads, load_model
 
-    configs = read_suite("demo.yaml", suite)
+    given = read_suite("demo.yaml", suite)
+    configs = {name: Config.load(config) for name, config in given.items()}
     model, processor = load_model("embedded")
-    shown = testbed.scenes(SPLIT, scenes, seed=seed)
-    tasks = scene_tasks(processor, shown, seed=seed)
+    shown = list(testbed.scenes(SPLIT, scenes, seed=seed))
+    captions, questions = ChairBenchmark.of_scenes(shown, PROMPT), PopeBenchmark.of_scenes(shown, seed=seed)
+    benchmarks: list[Benchmark] = [captions, questions]
+    chosen = plans(configs, model, processor)
     with cpu_threads(threads), progress_bar() as bar:
-        job = bar.add_task("plain", total=calls(tasks, configs))
-        runs = run(
-            model,
-            processor,
-            tasks,
-            configs,
-            attach=attach,
-            advance=lambda name: bar.update(job, advance=1, description=name),
-        )
+        calls = sum(len(batches(one.samples, BATCH[one.name])) for one in benchmarks) * len(chosen)
+        job = bar.add_task("plain", total=calls)
+        tick = lambda name: bar.update(job, advance=1, description=name)  # noqa: E731
+        runs = run(model, processor, benchmarks, chosen, batch=BATCH, advance=tick)
     hashes = {
         "model": model_hash(model),
         "scenes": images_hash(scene.image for scene in shown),
-        "suite": config_hash(configs),
+        "suite": config_hash(given),
         "calibration": calibration_hash(find_shipped(model)),
     }
     about = ABOUT.format(scenes=scenes, split=SPLIT, seed=seed)
-    result: dict[str, Any] = {"label": LABEL, "about": about, "runs": results(runs, tasks, seed=seed)}
-    result |= {"split": SPLIT, "scenes": scenes, "seed": seed, "batch": tasks[0].batch, "threads": threads}
+    result: dict[str, Any] = {"label": LABEL, "about": about, "runs": _entries(runs, benchmarks, seed)}
+    result |= {"split": SPLIT, "scenes": scenes, "seed": seed, "batch": BATCH["chair"], "threads": threads}
     result |= {"calibration": found_at(model), **provenance(hashes)}
-    return Demo(result, ChairBenchmark.of_scenes(shown, testbed.CAPTION_PROMPT), runs)
+    return Demo(result, captions, runs)
+
+
+def _entries(runs: list[Run], benchmarks: list[Benchmark], seed: int) -> list[dict[str, Any]]:
+    """The runs' results; of the questions the three splits only."""
+    entries = results(runs, benchmarks, seed=seed)
+    for entry in entries:
+        for part in (entry, entry["intervals"], entry["differences"]):
+            del part["pope"]["mean"]
+    return entries
 
 
 def save(measured: Demo, folder: Path | None, json_file: Path | None) -> list[Path]:
@@ -121,11 +125,11 @@ def _caption_table(result: Mapping[str, Any]) -> Table:
             entry["name"],
             *(_percent(scores[key], between[key]) for key in ("s", "i", "recall")),
             f"{scores['words']:.1f}\n[dim]{between['words'][0]:.1f}–{between['words'][1]:.1f}[/dim]",
-            f"{entry['time_ratio']:.2f}×",
+            relative(entry, "chair").joined("\n"),
         )
     table.caption = (
         f"n = {result['runs'][0]['chair']['n']} captions. Lower CHAIR is better, if recall holds. Below each score: its "
-        "95 % bootstrap interval over scenes. time: of the captions, against plain."
+        "95 % bootstrap interval over scenes. " + TIME.format("plain")
     )
     return table
 

@@ -93,8 +93,10 @@ def command(
     """Run a benchmark, plain and under configurations; under torchrun on many processes; started again, it resumes."""
     from rich.console import Console
 
+    from ..benchmarks.benchmark import OWN, Source
     from ..benchmarks.runner import suite
-    from ..benchmarks.runner.evaluate import Place, Settings, evaluate, named, score_answers
+    from ..benchmarks.runner.evaluate import Place, Settings, evaluate, score_answers
+    from ..benchmarks.runner.plan import named
     from ..benchmarks.runner.tables import terminal
     from ..common.files import check_writable, write_json
     from ..common.progress import progress_bar
@@ -113,13 +115,13 @@ def command(
     folder = out or Path("eval-out") / (benchmark or "tasks")
     check_writable(json)
     configs, place = named(config or []), Place.here()
-    source = suite.Source(
+    source = Source(
         None if data == TESTBED else Path(data),
         limit,
         seed,
         prompt,
         synonyms,
-        categories if categories in (None, suite.OWN) else Path(categories),
+        categories if categories in (None, OWN) else Path(categories),
         match.value if match else None,
         tuple(answers or ()),
     )

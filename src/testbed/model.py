@@ -133,8 +133,9 @@ def build_config(
 
 def prompt(processor: Any, question: str) -> str:
     """The chat text of one question about one image, up to where the answer begins."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    from ..common.chat import render, user
+
+    return render(processor, [user(question, pictures=1)])
 
 
 def load_from(folder: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[Any, Any]:

@@ -9,31 +9,32 @@ from typing import Any
 import pytest
 import sightline
 from sightline.benchmarks import demo as demos
+from sightline.benchmarks.public.captions import ChairBenchmark
+from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.public.pope import SPLITS
 from sightline.benchmarks.report import page as report
-from sightline.benchmarks.runner.run import calls, results, run
-from sightline.benchmarks.runner.tasks import scene_tasks
+from sightline.benchmarks.runner.run import Run, relative_time, results, run
+from sightline.benchmarks.runner.tables import relative
 from sightline.common.errors import ConfigError, SightlineError
 from sightline.common.files import read_suite, write_text
 
-from tests.helpers.standin import SCENES, Model, Processor, attach
+from tests.helpers.standin import SCENES, Model, Processor, plans
 
 
 def test_runner_interleaves_and_scores(testbed: Model) -> None:
     processor = Processor(testbed)
-    tasks = scene_tasks(processor, SCENES, seed=0)
-    tasks[0].batch, tasks[1].batch = 5, 50
-    configs = {"wild": {"methods": [{"wild": {}}]}, "mild": {"methods": [{"mild": {}}]}}
+    benchmarks = [ChairBenchmark.of_scenes(SCENES, "describe"), PopeBenchmark.of_scenes(SCENES)]
     told: list[str] = []
-    runs = run(testbed, processor, tasks, configs, attach=attach, advance=told.append)
+    chosen = plans({"wild": {}, "mild": {}})
+    runs = run(testbed, processor, benchmarks, chosen, batch={"chair": 5, "pope": 50}, advance=told.append)
     assert [item.name for item in runs] == ["plain", "wild", "mild"]
-    assert len(told) == calls(tasks, configs)
+    assert told == ["plain", "wild", "mild"] * 5
     captions = testbed.calls[1:10]  # the first call warms up; then each batch under every setting
     assert captions == [(mode, rows) for rows in (5, 5, 2) for mode in (None, "wild", "mild")]
     assert runs[0].replies == runs[1].replies
     assert runs[2].head_maps["mild"].tolist() == [[0.0, pytest.approx(1.0)], [pytest.approx(0.5), 0.0]]
     assert runs[1].head_maps == {}
-    plain, _, mild = results(runs, tasks)
+    plain, _, mild = results(runs, benchmarks)
     assert (plain["chair"]["s"], plain["chair"]["i"], plain["chair"]["recall"]) == (1.0, pytest.approx(1 / 3), 1.0)
     assert (mild["chair"]["s"], mild["chair"]["recall"]) == (0.0, 1.0)
     assert plain["pope"]["adversarial"]["accuracy"] == 0.75  # yes to the fork, one of two absent objects
@@ -41,12 +42,33 @@ def test_runner_interleaves_and_scores(testbed: Model) -> None:
     assert mild["differences"]["chair"]["s"] == {"value": -1.0, "interval": (-1.0, -1.0)}
     assert mild["pope"]["random"]["n"] == 4 * len(SCENES)
     assert mild["pope"]["random"]["exact"] == 0.5
+    assert {name: time["batches"] for name, time in mild["times"].items()} == {"chair": 3, "pope": 2}
+    assert mild["time_ratio"] == mild["times"]["chair"]["ratio"]
 
 
 def test_shared_questions_are_asked_once(testbed: Model) -> None:
-    _, questions = scene_tasks(Processor(testbed), SCENES)
-    asked = [one for split in SPLITS for one in questions.questions[split]]
-    assert len(questions.requests()) == len(set(asked)) < len(asked)
+    questions = PopeBenchmark.of_scenes(SCENES)
+    asked = [item for split in SPLITS for item in questions.splits[split]]
+    assert len(questions.samples) == len({item.sample for item in asked}) < len(asked)
+
+
+def test_one_stalled_batch_does_not_move_the_time() -> None:
+    """Seconds in all said 0.12 for a run that costs 1.38."""
+    plain, mine = [1.0, 1.0, 30.0, 1.0, 1.0], [1.38, 1.36, 1.4, 1.38, 1.39]
+    time = relative_time(mine, plain)
+    assert (time["ratio"], time["low"], time["high"], time["batches"]) == (1.38, 1.36, 1.38, 5)
+    bench = ChairBenchmark.of_scenes([], "describe")
+    runs = [Run(name, {}, {"chair": []}, {"chair": one}) for name, one in (("plain", plain), ("mine", mine))]
+    entry = results(runs, [bench])[1]
+    assert relative(entry, "chair").text == "1.38"
+
+
+def test_a_time_that_is_noise_is_not_quoted() -> None:
+    noisy = {"time_ratio": 1.4, "times": {"chair": relative_time([1.0, 1.4, 2.6, 0.9], [1.0] * 4)}}
+    assert relative(noisy, "chair").joined() == "noisy (0.97–1.70)"
+    none = {"time_ratio": 0.0, "times": {"chair": relative_time([], [])}}
+    assert relative(none, "chair").joined() == ""
+    assert relative({"time_ratio": 1.25}, "chair").joined() == "1.25"  # a result from before
 
 
 def test_demo_result_keeps_the_contract(testbed: Model, suite: Path, tmp_path: Path) -> None:
@@ -74,7 +96,7 @@ def test_demo_result_keeps_the_contract(testbed: Model, suite: Path, tmp_path: P
             low, high = entry["intervals"]["pope"][split]["f1"]
             assert 0 <= low <= high <= 1
     assert result["runs"][0]["time_ratio"] == 1.0
-    assert result["runs"][2]["config"] == {"methods": [{"mild": {"alpha": 2}}]}
+    assert result["runs"][2]["config"] == {"methods": [{"vhr": {"alpha": 3.0}}]}
     assert set(result["hashes"]) == {"model", "scenes", "suite", "calibration"}
     assert not list((tmp_path / "out").glob(".*"))  # no temporary files left
 
@@ -108,7 +130,7 @@ def test_the_folder_is_one_that_reports_are_made_of(testbed: Model, suite: Path,
 
 def test_report_of_plain_alone(testbed: Model, tmp_path: Path) -> None:
     empty = tmp_path / "suite.yaml"
-    empty.write_text("wild: {methods: [{wild: {}}]}")
+    empty.write_text("wild: {methods: [vhr]}")
     measured = demos.demo(scenes=2, suite=empty)
     measured.result["runs"], measured.runs = measured.result["runs"][:1], measured.runs[:1]
     demos.save(measured, tmp_path, None)

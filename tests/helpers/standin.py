@@ -13,6 +13,7 @@ import pytest
 import sightline
 import torch
 from PIL import Image
+from sightline.benchmarks import demo as demos
 from transformers import BatchFeature
 
 WORLD = ["dog", "cat", "bus", "cup", "fork", "sink"]
@@ -52,8 +53,11 @@ class Model:
 
 
 class Processor:
+    image_processor = chat_template = None
+
     def __init__(self, model: Model) -> None:
-        self.model, self.tokenizer = model, SimpleNamespace(padding_side="right")
+        self.model = model
+        self.tokenizer = SimpleNamespace(padding_side="right", pad_token="<pad>", batch_decode=self.batch_decode)
 
     def __call__(self, images: list[Any], text: list[str], padding: bool, return_tensors: str) -> BatchFeature:
         assert padding
@@ -61,7 +65,7 @@ class Processor:
         assert self.tokenizer.padding_side == "left"
         width = max(map(len, text))
         ids = torch.tensor([[0] * (width - len(row)) + [ord(c) for c in row] for row in text])
-        pixels = torch.tensor([image.getpixel((0, 0))[0] / 255 for image in images]).view(-1, 1)
+        pixels = torch.tensor([image.getpixel((0, 0))[0] / 255 for (image,) in images]).view(-1, 1)
         return BatchFeature({"input_ids": ids, "pixel_values": pixels})
 
     def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
@@ -77,23 +81,38 @@ def scene(index: int) -> SimpleNamespace:
 SCENES = [scene(index) for index in range(12)]
 
 
-@contextmanager
-def attach(model: Model, config: Any, *, processor: Any = None, **_: Any) -> Iterator[Any]:
-    ((name, _fields),) = config["methods"][-1].items()
-    model.mode = name
-    try:
-        yield SimpleNamespace(report=lambda: {name: {"head_map": [[0.0, 1.0], [0.5, 0.0]]} if name == "mild" else {}})
-    finally:
-        model.mode = None
+class Standing:
+    """A plan whose attachment only tells the stand-in its name."""
+
+    needs_image = False
+
+    def __init__(self, name: str, settings: Any) -> None:
+        self.name, self.settings = name, settings
+
+    @contextmanager
+    def attached(self, model: Model, processor: Any, *, blind: bool = False) -> Iterator[Any]:
+        name = model.mode = None if self.name == "plain" else self.name
+        try:
+            yield SimpleNamespace(
+                report=lambda: {name: {"head_map": [[0.0, 1.0], [0.5, 0.0]]} if name == "mild" else {}}
+            )
+        finally:
+            model.mode = None
+
+
+def plans(configs: Any, model: Any = None, processor: Any = None) -> Any:
+    """As `runner.plan.plans`, of stand-ins."""
+    settings = {name: one.dump() if hasattr(one, "dump") else one for name, one in configs.items()}
+    return {"plain": Standing("plain", {})} | {name: Standing(name, one) for name, one in settings.items()}
 
 
 @pytest.fixture
 def testbed(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """Put the stand-in in the place of the embedded testbed and of `attach`."""
+    """Put the stand-in in the place of the embedded testbed and of the plans."""
     model = Model()
     fake: Any = ModuleType("sightline.testbed")
     fake.CATEGORIES, fake.SYNONYMS = tuple(WORLD), {name: name for name in WORLD}
-    fake.CAPTION_PROMPT, fake.QUESTION = "describe", "Is there a {}?"
+    fake.question = "Is there a {}?".format
     fake.asked = []
 
     def scenes(split: str, n: int, *, seed: int = 0, start: int = 0) -> list[Any]:
@@ -103,11 +122,12 @@ def testbed(monkeypatch: pytest.MonkeyPatch) -> Model:
     fake.scenes = scenes
     fake.frequency = lambda: {name: 1 - 0.1 * k for k, name in enumerate(WORLD)}
     fake.cooccurrence = lambda: {name: {"fork": 0.9, "sink": 0.2} for name in WORLD}
-    fake.prompt = lambda processor, question: f"<user> {question}"
     fake.load = lambda dtype, device: (model, Processor(model))
     monkeypatch.setitem(sys.modules, "sightline.testbed", fake)
     monkeypatch.setattr(sightline, "testbed", fake, raising=False)
-    monkeypatch.setattr(sightline, "attach", attach, raising=False)
+    monkeypatch.setattr(demos, "plans", plans)
+    monkeypatch.setattr(demos, "find_shipped", lambda model: None)
+    monkeypatch.setattr(demos, "found_at", lambda model: None)
     model.testbed = fake  # type: ignore[attr-defined]
     return model
 
@@ -115,5 +135,5 @@ def testbed(monkeypatch: pytest.MonkeyPatch) -> Model:
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
     path = tmp_path / "suite.yaml"
-    path.write_text("wild:\n  methods: [{wild: {}}]\nmild:\n  methods: [{mild: {alpha: 2}}]\n")
+    path.write_text("wild:\n  methods: [vhr]\nmild:\n  methods: [{vhr: {alpha: 3}}]\n")
     return path

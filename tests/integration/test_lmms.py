@@ -13,10 +13,12 @@ import sightline
 from given import flat, two_processes
 from PIL import Image
 from sightline import testbed
+from sightline.benchmarks.benchmark import Benchmark, Source
 from sightline.benchmarks.harness import engines, offline
 from sightline.benchmarks.harness.lmms import Sightline, SightlineChat
 from sightline.benchmarks.runner import suite
-from sightline.benchmarks.runner.evaluate import Settings, evaluate, named
+from sightline.benchmarks.runner.evaluate import Settings, evaluate
+from sightline.benchmarks.runner.plan import named
 from sightline.common.errors import ConfigError, SightlineError, UnsupportedModelError
 from sightline.common.readers import DataError
 
@@ -27,8 +29,8 @@ WORD = {
 }  # the testbed's model says "Yes.", lmms-eval wants "Yes"
 
 
-def read(name: str, limit: int) -> tuple[suite.Benchmark, suite.Source]:
-    source = suite.Source(None, limit, seed=3)
+def read(name: str, limit: int) -> tuple[Benchmark, Source]:
+    source = Source(None, limit, seed=3)
     return suite.read(name, source), source
 
 
@@ -57,7 +59,7 @@ def test_scores_equal_those_of_our_own_command(
 
 
 def test_two_processes_give_the_scores_of_one(embedded: Any, tmp_path: Path) -> None:
-    source = suite.Source(None, 7)  # an odd number: one process pads
+    source = Source(None, 7)  # an odd number: one process pads
     benchmark = suite.read("chair", source)
     one = engines.run("lmms-eval", *embedded, named(["vhr"]), tmp_path / "one", benchmark=benchmark, source=source)
     two_processes("lmms-eval", "chair", "embedded", "vhr", "testbed", "7", tmp_path / "two")
@@ -91,7 +93,7 @@ def test_lmms_evals_own_llava_gives_the_same_captions(embedded: Any, tmp_path: P
     assert said[None] != said["vhr"]
 
 
-def answers(model: Any, benchmark: suite.Benchmark) -> list[str]:
+def answers(model: Any, benchmark: Benchmark) -> list[str]:
     """Replies one at a time, the testbed's own prompt, without any adapter."""
     net, processor = model
     replies = []

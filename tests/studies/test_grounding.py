@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sightline import Calibration, testbed
 from sightline.benchmarks.public.chair import chair
-from sightline.benchmarks.runner.tasks import scene_vocabulary
+from sightline.benchmarks.public.scenes import scene_vocabulary
 from sightline.plugin.tracing.grounding import score
 
 from studies import grounding

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from sightline import testbed
+from sightline.models.prompting import ask
+from sightline.models.samples import Sample
 from sightline.testbed import text
 from sightline.testbed.scenes import SIZE, SPLITS, scene_key
 
@@ -152,10 +154,9 @@ def test_batched_generation_equals_single(loaded):
     model, processor = loaded
     pictures = [p.image for p in testbed.scenes("test", 3, start=50)]
     asked = [testbed.CAPTION_PROMPT, testbed.QUESTION.format("person"), "What is in the image?"]
-    together = measure.answers(model, processor, pictures, asked, new_tokens=60)
-    alone = [
-        measure.answers(model, processor, [p], [q], new_tokens=60)[0] for p, q in zip(pictures, asked, strict=True)
-    ]
+    samples = [Sample(question, question, picture) for picture, question in zip(pictures, asked, strict=True)]
+    together = ask(model, processor, samples, 60)
+    alone = [ask(model, processor, [sample], 60)[0] for sample in samples]
     assert together == alone
     assert together[1] in ("Yes.", "No.")
     assert all(said.endswith(".") for said in together)  # it stops by itself
@@ -189,9 +190,11 @@ def test_trainer_resumes(tmp_path):
 
 def test_it_sees_and_still_hallucinates(loaded):
     model, processor = loaded
-    pictures = testbed.scenes("test", 24)
-    said = measure.answers(model, processor, [p.image for p in pictures], [testbed.CAPTION_PROMPT] * 24, new_tokens=80)
-    result = measure.chair(said, pictures)
-    assert result["recall"] > 0.5
-    assert 0.03 < result["chair_i"] < 0.5
-    assert measure.pope(model, processor, pictures, "random")["accuracy"] > 0.7
+    found = measure.evaluate(model, processor, n=24)
+    assert found["chair"]["recall"] > 0.5
+    assert 0.03 < found["chair"]["i"] < 0.5
+    assert found["chair"]["expected_share"] > 0.5  # it says what the scene makes one expect
+    assert found["pope"]["random"]["accuracy"] > 0.7
+    shown = measure.report(found)
+    assert f"CHAIR_I {found['chair']['i']:.3f}" in shown
+    assert "adversarial  accuracy" in shown

@@ -12,9 +12,9 @@ from ...common.errors import ConfigError
 from ...common.files import provenance, write_json, write_text
 from ...common.validation import suggest
 from ...plugin.config import Config
-from ..runner import suite
+from ..benchmark import Benchmark, Source
 from ..runner.evaluate import fingerprint
-from ..runner.run import PLAIN
+from ..runner.plan import PLAIN
 from ..runner.tables import harness, pipes
 from .offline import HARNESSES, benchmark_task, local_task, package_folder
 
@@ -28,8 +28,8 @@ def run(
     configs: Mapping[str, Config],
     out: Path,
     *,
-    benchmark: suite.Benchmark | None = None,
-    source: suite.Source | None = None,
+    benchmark: Benchmark | None = None,
+    source: Source | None = None,
     tasks: Sequence[str] = (),
     data: Path | None = None,
     changes: Mapping[str, Any] | None = None,

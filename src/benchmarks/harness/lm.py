@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from ...common.errors import ConfigError
 from ...models.loading import check_whole, load_model
 from ...plugin.config import Config
-from ..runner.evaluate import Plan
+from ..runner.plan import Plan
 
 Request = tuple[Any, list[int], list[int]]
 """What lm-eval asks to score: the texts, the context's token ids and the answer's."""

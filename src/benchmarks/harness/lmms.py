@@ -25,7 +25,7 @@ from ...common.pictures import open_image
 from ...models.loading import check_whole, load_model
 from ...models.prompting import encoded
 from ...plugin.config import Config
-from ..runner.evaluate import Plan
+from ..runner.plan import Plan
 
 NEW_TOKENS = 1024
 """Longest reply where a task does not say; lmms-eval's own models take as many."""

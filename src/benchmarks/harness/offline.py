@@ -25,6 +25,7 @@ from ...common.errors import ConfigError
 from ...common.files import config_hash, write_text
 from ...common.readers import DataError, read_json, read_rows
 from ...common.validation import suggest
+from ..benchmark import Benchmark, Source
 from ..runner import suite
 
 HARNESSES = {"lmms-eval": "lmms_eval", "lm-eval": "lm_eval"}
@@ -86,7 +87,7 @@ def local_task(
     return [target]
 
 
-def benchmark_task(harness: str, benchmark: suite.Benchmark, source: suite.Source, folder: Path) -> str:
+def benchmark_task(harness: str, benchmark: Benchmark, source: Source, folder: Path) -> str:
     """Write a task that is a benchmark of this package: its rows and its YAML file.
 
     Args:
@@ -272,13 +273,13 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         os.replace(written, path)
 
 
-def _keys(benchmark: suite.Benchmark) -> list[str]:
+def _keys(benchmark: Benchmark) -> list[str]:
     """The names of a benchmark's scores, which those of empty replies have, too."""
     blank = [[0.0] * len(one.choices) if one.choices else "" for one in benchmark.samples]
     return list(_scores(benchmark, blank))
 
 
-def _scores(benchmark: suite.Benchmark, replies: Sequence[Any]) -> dict[str, float]:
+def _scores(benchmark: Benchmark, replies: Sequence[Any]) -> dict[str, float]:
     """The printed scores of a benchmark, a split's as `split/score`."""
     scored = benchmark.score(replies)
     parts = {f"{split}/": one for split, one in scored.items()} if isinstance(scored, Mapping) else {"": scored}
@@ -324,13 +325,13 @@ def total(items: Sequence[Mapping[str, Any]]) -> float:
 
 
 @functools.lru_cache(maxsize=8)
-def _benchmark(origin: str) -> suite.Benchmark:
+def _benchmark(origin: str) -> Benchmark:
     """The benchmark a row belongs to. Raises DataError where its files have changed since."""
     written = json.loads(origin)
     name, digest = written.pop("benchmark"), written.pop("hash")
     for key in ("folder", "synonyms"):
         written[key] = None if written[key] is None else Path(written[key])
-    benchmark = suite.read(name, suite.Source(**written))
+    benchmark = suite.read(name, Source(**written))
     if benchmark.data_hash() != digest:
         raise DataError(f"{name}: the data has changed since the task was written: write it again")
     return benchmark

@@ -30,7 +30,7 @@ import numpy as np
 from ...common.readers import DataError, Notes, expect, label, read_json, read_text, text, unique, value
 from ...common.statistics import DRAWS, Floats, Ratio, Score
 from ...models.samples import Sample
-from ..runner.suite import STRICT, Benchmark, Source
+from ..benchmark import STRICT, Benchmark, Source
 from .nouns import Similar, Tagger, tagger
 from .tokens import Token
 from .yesno import Answer, YesNo, plainly, says, tally

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 
 from ...common.readers import DataError, Notes, read_text, value
 from ...models.samples import Sample
-from ..runner.suite import Benchmark, Source
+from ..benchmark import Benchmark, Source
 from . import coco
 from .chair import Chair, Vocabulary, chair
-from .scenes import scene_name, scenes
+from .scenes import CAPTION_TOKENS, scene_name, scene_vocabulary, scenes
 
 PROMPT = "Please describe this image in detail."
 IMAGES = "imgToEval"
@@ -59,8 +59,6 @@ class ChairBenchmark(Benchmark):
     @classmethod
     def of_scenes(cls, shown: Sequence[Any], prompt: str) -> ChairBenchmark:
         """Captions of the testbed's scenes."""
-        from ..runner.tasks import CAPTION_TOKENS, scene_vocabulary
-
         samples = [Sample(scene_name(scene), prompt, scene.image) for scene in shown]
         made = cls(samples, Notes(), [scene.names for scene in shown], scene_vocabulary())
         made.new_tokens = CAPTION_TOKENS

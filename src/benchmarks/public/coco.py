@@ -13,7 +13,7 @@ import yaml
 
 from ...common.readers import DataError, first_file, read_json, read_text, text, unique, value
 from ...common.validation import load_yaml, suggest
-from ..runner.suite import OWN, STRICT, Source
+from ..benchmark import OWN, STRICT, Source
 from .chair import Vocabulary
 from .chair_script import ScriptWords
 

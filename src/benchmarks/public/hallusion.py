@@ -24,7 +24,7 @@ import numpy as np
 from ...common.readers import Notes, expect, label, read_json, text, unique, value
 from ...common.statistics import Ratio
 from ...models.samples import Sample
-from ..runner.suite import Benchmark, Source
+from ..benchmark import Benchmark, Source
 from .yesno import says
 
 PUBLISHED = 1129

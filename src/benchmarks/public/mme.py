@@ -19,7 +19,7 @@ import numpy as np
 from ...common.readers import DataError, Notes, expect, label, read_text
 from ...common.statistics import Blend, Ratio, Score
 from ...models.samples import Sample
-from ..runner.suite import FLEXIBLE, Benchmark, Source
+from ..benchmark import FLEXIBLE, Benchmark, Source
 from .yesno import Answer, plainly, says
 
 SUBSETS = ("existence", "count", "position", "color")

@@ -20,7 +20,7 @@ from ...common.files import write_json
 from ...common.readers import DataError, Notes, expect, read_json, text
 from ...common.statistics import Floats, Ratio
 from ...models.samples import Sample
-from ..runner.suite import Benchmark, Source
+from ..benchmark import Benchmark, Source
 
 PUBLISHED = 96
 LARGEST = 6

@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 from ...common.files import write_text
 from ...common.readers import DataError, Notes, answers, expect, label, read_rows, text, unique, value
 from ...models.samples import Reply, Sample
-from ..runner.suite import FLEXIBLE, Benchmark, Source
+from ..benchmark import FLEXIBLE, Benchmark, Source
 from . import coco
-from .pope import SPLITS, Mean, build, parse, statistics, wording
+from .pope import SPLITS, Mean, Question, build, parse, pope, statistics, wording
 from .scenes import scene_name, scenes
-from .yesno import Answer, YesNo, plainly, tally
+from .yesno import Answer, YesNo, plainly
 
 PUBLISHED = 3000
 """Questions in each published split."""
@@ -49,11 +49,11 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SplitItem:
     """A question of a split: its published id, its label, the sample that asks it and the number of the image."""
 
     id: Any
-    yes: bool
+    present: bool
     sample: int
     image: int
 
@@ -80,8 +80,9 @@ class PopeBenchmark(Benchmark):
     percent = frozenset({"accuracy", "precision", "recall", "f1", "yes_ratio", "exact"})
     options = frozenset({"categories", "match"})
 
-    splits: dict[str, list[Asked]] = field(default_factory=dict)
+    splits: dict[str, list[SplitItem]] = field(default_factory=dict)
     facts: list[dict[str, Any]] = field(default_factory=list)
+    image_count: int = 0
     built: bool = False
     rule: Callable[[str], Answer] = parse
 
@@ -96,29 +97,45 @@ class PopeBenchmark(Benchmark):
     @classmethod
     def _of(cls, source: Source) -> PopeBenchmark:
         if source.folder is None:
-            return cls._of_scenes(source)
+            return cls.of_scenes(scenes(source), seed=source.seed, apart=bool(source.replies))
         annotated = any(path.is_file() for path in coco.places(source.folder, *coco.INSTANCES))
         if annotated and not _split_files(source.folder):
             return cls._of_instances(source.folder, source)
         return cls._of_files(source.folder, source)
 
     @classmethod
-    def _of_scenes(cls, source: Source) -> PopeBenchmark:
+    def of_scenes(cls, shown: Sequence[Any], *, seed: int = 0, apart: bool = False) -> PopeBenchmark:
+        """Questions about the testbed's scenes."""
         from ... import testbed
 
-        shown = scenes(source)
-        made = build([s.names for s in shown], testbed.frequency(), testbed.cooccurrence(), seed=source.seed)
-        names = [scene_name(scene) for scene in shown]
+        made = build([scene.names for scene in shown], testbed.frequency(), testbed.cooccurrence(), seed=seed)
+        pictures = {scene_name(scene): scene.image for scene in shown}
+        return cls.of_questions(made, pictures, asking=testbed.question, apart=apart)
+
+    @classmethod
+    def of_questions(
+        cls,
+        made: Mapping[str, Sequence[Question]],
+        pictures: Mapping[str, Any],
+        notes: Notes | None = None,
+        *,
+        asking: Callable[[str], str] = wording,
+        first: int = 0,
+        apart: bool = False,
+    ) -> PopeBenchmark:
+        """Questions that were built about pictures, numbered from `first`; `asking` puts one into words.
+
+        `apart`: as `merged` takes it.
+        """
+        names = list(pictures)
         found = {
             split: [
-                Entry("the testbed", n, names[q.image], testbed.question(q.name), q.present)
-                for n, q in enumerate(asked)
+                Entry("the questions that were built", number, names[one.image], asking(one.name), one.present)
+                for number, one in enumerate(questions, first)
             ]
-            for split, asked in made.items()
+            for split, questions in made.items()
         }
-        return cls.merged(
-            found, {scene_name(scene): scene.image for scene in shown}, Notes(), apart=bool(source.replies)
-        )
+        return cls.merged(found, pictures, Notes() if notes is None else notes, apart=apart)
 
     @classmethod
     def _of_instances(cls, folder: Path, source: Source) -> PopeBenchmark:
@@ -128,18 +145,12 @@ class PopeBenchmark(Benchmark):
         chosen = coco.chosen(folder, list(rich))[: source.limit or IMAGES]
         asked = {name: frequency.get(name, 0) for name in sorted(words.names)}
         made = build([objects[image] for image in chosen], asked, together, pairs=PAIRS, seed=source.seed)
-        found = {
-            split: [
-                Entry(str(path), n, names[chosen[q.image]], wording(q.name), q.present) for n, q in enumerate(ones, 1)
-            ]
-            for split, ones in made.items()
-        }
         notes = Notes()
         notes.add(
             f"the questions were built from {path.name} for {len(chosen)} images: they are not the published ones"
         )
         pictures = source.pictures(coco.picture_folders(folder), (names[image] for image in chosen), notes)
-        bench = cls.merged(found, pictures, notes, apart=bool(source.replies))
+        bench = cls.of_questions(made, pictures, notes, first=1, apart=bool(source.replies))
         bench.built = True
         return bench
 
@@ -175,7 +186,7 @@ class PopeBenchmark(Benchmark):
         first: dict[Hashable, tuple[int, Entry]] = {}
         labels: dict[tuple[str, str], Entry] = {}
         numbers = {name: number for number, name in enumerate(pictures)}
-        made = cls([], notes, {split: [] for split in found})
+        made = cls([], notes, {split: [] for split in found}, image_count=len(pictures))
         for split, entries in found.items():
             for entry in entries:
                 asked = (entry.image, entry.text)
@@ -190,16 +201,13 @@ class PopeBenchmark(Benchmark):
                     made.samples.append(Sample(name, entry.text, pictures[entry.image]))
                     made.facts.append({"label": "yes" if entry.yes else "no", "ids": {}})
                 made.facts[sample]["ids"][split] = entry.id
-                made.splits[split].append(Asked(entry.id, entry.yes, sample, numbers[entry.image]))
+                made.splits[split].append(SplitItem(entry.id, entry.yes, sample, numbers[entry.image]))
         return made
 
     def score(self, replies: Sequence[str]) -> dict[str, Any]:
         scores: dict[str, Any] = {}
-        number = 1 + max(one.image for asked in self.splits.values() for one in asked)
         for split, asked in self.splits.items():
-            said = [replies[one.sample] for one in asked]
-            truths, where = [one.yes for one in asked], [one.image for one in asked]
-            scores[split] = tally(truths, [self.rule(reply) for reply in said], said, where, number)
+            scores[split] = pope(asked, [replies[one.sample] for one in asked], self.image_count, rule=self.rule)
         sets: dict[str, list[YesNo]] = {}
         for split, score in scores.items():
             sets.setdefault(split.rpartition("/")[0], []).append(score)
@@ -273,7 +281,7 @@ class PopeBenchmark(Benchmark):
             for one in asked:
                 sample = self.samples[one.sample]
                 row = {"question_id": one.id, "image": getattr(sample.image, "name", ""), "text": sample.text}
-                lines.append(json.dumps(row | {"label": "yes" if one.yes else "no"}) + "\n")
+                lines.append(json.dumps(row | {"label": "yes" if one.present else "no"}) + "\n")
             written.append(folder / "questions" / f"coco_pope_{split}.json")
             write_text(written[-1], "".join(lines))
         return written

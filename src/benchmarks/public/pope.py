@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ...common.statistics import Blend, Score
 from .yesno import Answer, YesNo, says, tally
@@ -107,13 +107,22 @@ def parse(reply: str) -> Answer:
     return Answer(yes=not {"No", "no", "not"} & set(sentence.split(" ")), said=says(reply))
 
 
-def pope(questions: Sequence[Question], replies: Sequence[str], number: int) -> YesNo:
+class _Labelled(Protocol):
+    @property
+    def present(self) -> bool: ...
+    @property
+    def image(self) -> int: ...
+
+
+def pope(
+    questions: Sequence[_Labelled], replies: Sequence[str], number: int, *, rule: Callable[[str], Answer] = parse
+) -> YesNo:
     """Score one reply per question, in the same order; `number` of images, asked about or not.
 
     Raises:
         ValueError: questions and replies differ in number.
     """
-    read = [parse(reply) for reply in replies]
+    read = [rule(reply) for reply in replies]
     return tally([q.present for q in questions], read, replies, [q.image for q in questions], number)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ...common.readers import DataError, Notes, expect, read_csv, read_json, read_rows, read_text, text, value
 from ...common.statistics import Blend, Ratio, Score
 from ...models.samples import Reply, Sample
-from ..runner.suite import Benchmark, Source
+from ..benchmark import Benchmark, Source
 
 MEMOTRAP = {
     "1-proverb-ending": 860,

@@ -15,9 +15,10 @@ from typing import Any
 
 from ...common.files import config_hash
 from ...common.readers import DataError, read_json, read_rows
+from ..benchmark import Benchmark
 from ..runner import suite
 from ..runner.evaluate import RESULT, SAMPLES
-from ..runner.run import PLAIN
+from ..runner.plan import PLAIN
 from ..runner.store import MANIFEST, finished
 
 Entry = dict[str, Any]
@@ -75,7 +76,7 @@ class Section:
     folders: list[Folder] = field(default_factory=list)
 
     @property
-    def kind(self) -> type[suite.Benchmark]:
+    def kind(self) -> type[Benchmark]:
         return suite.find(self.benchmark)
 
     @property
@@ -264,8 +265,9 @@ def _entry(folder: Folder, entry: Entry, benchmark: str) -> Entry:
     assert folder.result is not None
     own = {key: one for key, one in entry.items() if key not in suite.BENCHMARKS or key == benchmark}
     own |= {part: {benchmark: entry[part][benchmark]} for part in ("intervals", "differences")}
-    seconds, plain = (one.get("seconds", {}).get(benchmark) for one in (entry, folder.result["runs"][0]))
-    own |= {"time_ratio": seconds / plain} if seconds is not None and plain else {}
+    if "times" not in entry:  # a result from before times were kept batch by batch
+        seconds, plain = (one.get("seconds", {}).get(benchmark) for one in (entry, folder.result["runs"][0]))
+        own |= {"time_ratio": seconds / plain} if seconds is not None and plain else {}
     return own | ({} if folder.told == benchmark else {"head_maps": {}})  # they are of the captions
 
 

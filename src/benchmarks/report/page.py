@@ -32,8 +32,8 @@ LIMIT = 24
 CHARTS = 6
 _LEGEND = (
     "Rates in percent with 95 % bootstrap intervals over images (questions, where there are none). Differences are paired, "
-    "in points; on the page they are coloured where the interval leaves zero out. time: seconds of all replies, against the "
-    "first run."
+    "in points; on the page they are coloured where the interval leaves zero out. "
+    + tables.TIME.format("the first run")
 )
 
 

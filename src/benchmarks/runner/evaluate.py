@@ -2,8 +2,7 @@
 
 Processes share nothing but the output folder: process r of n (as torchrun or accelerate numbers them) takes every n-th
 batch and appends its replies to its own file; the last one to finish merges. Started again, they do what is missing, on
-as many processes as there are then. Every batch runs plain and under each configuration before the next one starts, so
-that a busy machine slows all of them alike.
+as many processes as there are then.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +22,14 @@ from ...common.errors import ConfigError
 from ...common.files import config_hash, provenance, write_json, write_text
 from ...common.readers import Notes
 from ...models.loading import check_whole
-from ...models.prompting import ask
 from ...models.samples import Reply
-from ...plugin.calibration.files import Calibration, calibration_hash, find_shipped
-from ...plugin.config import Config, methods
-from .run import PLAIN, Run, head_maps, results
-from .store import Row, Store, batches, one_at_a_time
-from .suite import Benchmark
+from ...plugin.config import Config
+from ..benchmark import Benchmark
+from .plan import ANSWERS, Plan, plans
+from .run import Done, Run, ask_in_turn, batches, results
+from .store import Row, Store, one_at_a_time
 
 RESULT, SAMPLES, SUMMARY, PICTURES = "result.json", "samples.jsonl", "summary.md", "pictures"
-ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
@@ -60,57 +56,6 @@ class Place:
             int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True)
         )
         return cls(rank, processes, local)
-
-
-def named(configs: Sequence[str | Path | Mapping[str, Any]]) -> dict[str, Config]:
-    """Configurations by name: a method's name, or a file's without its ending.
-
-    Raises:
-        ConfigError: one cannot be read, or two have one name.
-    """
-    found: dict[str, Config] = {}
-    for number, one in enumerate(configs):
-        name = f"config-{number}" if isinstance(one, Mapping) else Path(one).stem
-        if name in found or name in (PLAIN, ANSWERS):
-            raise ConfigError(f"two runs would be called {name!r}: rename the file of one")
-        found[name] = Config.load(one)
-    return found
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run: its configuration (None: the plain model) and the calibration it uses."""
-
-    config: Config | None = None
-    calibration: Calibration | None = None
-
-    @classmethod
-    def of(cls, config: Config, calibration: Path | None, model: Any) -> Plan:
-        """The calibration is found as `attach` finds it. Raises CalibrationError."""
-        chosen = calibration if calibration is not None else config.calibration
-        return cls(config, Calibration.load(chosen, model) if chosen is not None else find_shipped(model))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a folder of results is continued by, and only by."""
-        known = None if self.calibration is None else calibration_hash(self.calibration)
-        return {"config": None if self.config is None else self.config.dump(), "calibration": known}
-
-    @property
-    def needs_image(self) -> bool:
-        """Whether the configuration refuses a prompt without a picture."""
-        if self.config is None:
-            return False
-        names = [name for name, _ in (*self.config.methods, *([self.config.decoder] if self.config.decoder else []))]
-        return any(methods()[name].needs_image for name in names)
-
-    def attached(self, model: Any, processor: Any, *, blind: bool = False) -> Any:
-        """The attachment for a batch; none for the plain model, or where there is no picture to work on."""
-        if self.config is None or (blind and self.needs_image):
-            return nullcontext()
-        from ...plugin.attach import attach
-
-        return attach(model, self.config, calibration=self.calibration, processor=processor)
 
 
 def evaluate(
@@ -147,20 +92,26 @@ def evaluate(
     settings, place = settings or Settings(), place or Place.here()
     check_whole(model, place.processes)
     new_tokens = settings.new_tokens or benchmark.new_tokens
-    plans = {PLAIN: Plan()} | {name: Plan.of(config, calibration, model) for name, config in configs.items()}
-    for plan in plans.values():  # a configuration that does not fit should fail now, not after minutes
-        with plan.attached(model, processor):
-            pass
+    chosen = plans(configs, model, processor, calibration=calibration)
     hashes = {"model": fingerprint(model), "data": benchmark.data_hash()}
     made = {"new_tokens": new_tokens, "batch": settings.batch, "dtype": str(model.dtype)}
     shared = {"benchmark": benchmark.name, **hashes, **made, "samples": len(benchmark.samples)}
     with ExitStack() as stack:
         stores = {
             name: stack.enter_context(Store(out / name, {**shared, **plan.identity}, place.rank))
-            for name, plan in plans.items()
+            for name, plan in chosen.items()
         }
-        worked = _share(benchmark, model, processor, plans, stores, new_tokens, settings.batch, place, advance)
-    for name, plan in list(plans.items())[1:]:
+        known = {name: store.done().keys() for name, store in stores.items()}
+        cuts = batches(benchmark.samples, settings.batch)
+        mine = cuts[place.rank :: place.processes]
+        wanted = lambda name, number: benchmark.samples[number].id not in known[name]  # noqa: E731
+        worked = False
+        for done in ask_in_turn(model, processor, benchmark.samples, chosen, mine, new_tokens, wanted):
+            if done.numbers:
+                stores[done.run].append(_rows(benchmark, done))
+                worked = True
+            advance(done.run, len(mine) * len(chosen))
+    for name, plan in list(chosen.items())[1:]:
         hashes |= {f"config {name}": config_hash(plan.identity["config"])}
         hashes |= {f"calibration {name}": known for known in [plan.identity["calibration"]] if known}
     with one_at_a_time(out):
@@ -170,53 +121,16 @@ def evaluate(
             return None
         if _merged(out, stores.values()) and (worked or place.rank != 0):
             return None
-        if any(plan.needs_image for plan in plans.values()):
+        if any(plan.needs_image for plan in chosen.values()):
             unseen = sum(sample.image is None for sample in benchmark.samples)
             notes.add(
                 "a question without a picture went to the plain model: the configuration works on pictures", unseen
             )
-        runs = [_gathered(benchmark, name, plan, rows[name]) for name, plan in plans.items()]
-        known = {plan.identity["calibration"]: plan.calibration for plan in plans.values() if plan.calibration}
-        maps = {digest: {"model": one.model, "head_tables": one.head_tables()} for digest, one in known.items()}
+        runs = [_gathered(benchmark, name, plan, rows[name], cuts) for name, plan in chosen.items()]
+        used = {plan.identity["calibration"]: plan.calibration for plan in chosen.values() if plan.calibration}
+        maps = {digest: {"model": one.model, "head_tables": one.head_tables()} for digest, one in used.items()}
         made |= {"seed": settings.seed}
         return merge(benchmark, runs, out, hashes, notes, settings=made, calibrations=maps)
-
-
-def _share(
-    benchmark: Benchmark,
-    model: Any,
-    processor: Any,
-    plans: Mapping[str, Plan],
-    stores: Mapping[str, Store],
-    new_tokens: int,
-    size: int,
-    place: Place,
-    advance: Callable[[str, int], None],
-) -> bool:
-    """Do what is missing of this process's batches, under each plan in turn; whether anything was."""
-    done = {name: set(store.done()) for name, store in stores.items()}
-    kinds = [(sample.image is not None, bool(sample.choices)) for sample in benchmark.samples]
-    mine = batches(kinds, size)[place.rank :: place.processes]
-    warm = False
-    for numbers in mine:
-        for name, plan in plans.items():
-            samples = [benchmark.samples[n] for n in numbers if benchmark.samples[n].id not in done[name]]
-            if samples and not warm:  # the first call pays for allocation and kernel choice: no run should
-                ask(model, processor, samples, min(2, new_tokens))
-                warm = True
-            if samples:
-                with plan.attached(model, processor, blind=samples[0].image is None) as plug:
-                    begun = time.perf_counter()
-                    replies = ask(model, processor, samples, new_tokens)
-                    seconds = (time.perf_counter() - begun) / len(samples)
-                    chosen = head_maps(plug.report() if hasattr(plug, "report") else {})
-                said = zip(samples, replies, strict=True)
-                rows: list[Row] = [{"id": one.id, "reply": reply, "seconds": seconds} for one, reply in said]
-                if chosen:  # of the whole batch, so that a batch is one line's
-                    rows[0]["heads"] = {method: _counts(grid * len(rows)) for method, grid in chosen.items()}
-                stores[name].append(rows)
-            advance(name, len(mine) * len(plans))
-    return warm
 
 
 def score_answers(benchmark: Benchmark, paths: Sequence[Path], out: Path, *, seed: int = 0) -> dict[str, Any]:
@@ -231,7 +145,7 @@ def score_answers(benchmark: Benchmark, paths: Sequence[Path], out: Path, *, see
         name = ANSWERS if len(paths) == 1 else path.stem
         if any(name == run.name for run in made):
             raise ConfigError(f"two runs would be called {name!r}: rename the file of one")
-        made.append(Run(name, {}, {benchmark.name: list(benchmark.answers(path))}, {benchmark.name: 0.0}))
+        made.append(Run(name, {}, {benchmark.name: list(benchmark.answers(path))}, {benchmark.name: []}))
     return merge(benchmark, made, out, {"data": benchmark.data_hash()}, benchmark.notes, settings={"seed": seed})
 
 
@@ -265,9 +179,9 @@ def merge(
 
 
 def write_samples(benchmark: Benchmark, replies: Mapping[str, Sequence[Reply]], out: Path) -> None:
-    """`samples.jsonl`: every sample with its truth and what each run's reply amounts to. Pictures that no file holds are
+    """Write `samples.jsonl`: every sample with its truth and what each run's reply amounts to.
 
-    saved beside it.
+    Pictures that no file holds are saved beside it.
     """
     lines, pictures = [], Pictures(out)
     for number, sample in enumerate(benchmark.samples):
@@ -312,12 +226,25 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _gathered(benchmark: Benchmark, name: str, plan: Plan, rows: Mapping[str, Mapping[str, Any]]) -> Run:
+def _rows(benchmark: Benchmark, done: Done) -> list[Row]:
+    """A batch as lines of its run's store; the heads are of all of it, so they stand in its first line."""
+    seconds = done.seconds / len(done.numbers)
+    rows: list[Row] = [
+        {"id": benchmark.samples[number].id, "reply": reply, "seconds": seconds}
+        for number, reply in zip(done.numbers, done.replies, strict=True)
+    ]
+    if done.heads:
+        rows[0]["heads"] = {method: _counts(grid * len(rows)) for method, grid in done.heads.items()}
+    return rows
+
+
+def _gathered(
+    benchmark: Benchmark, name: str, plan: Plan, rows: Mapping[str, Row], cuts: Sequence[Sequence[int]]
+) -> Run:
+    """A run from its finished samples, the seconds batch by batch."""
     mine = [rows[sample.id] for sample in benchmark.samples]
-    replies: list[Reply] = [row["reply"] for row in mine]
-    config = {} if plan.config is None else plan.config.dump()
-    seconds = sum(row.get("seconds", 0.0) for row in mine)
-    run = Run(name, config, {benchmark.name: replies}, {benchmark.name: seconds})
+    seconds = [sum(mine[number].get("seconds", 0.0) for number in cut) for cut in cuts]
+    run = Run(name, plan.settings, {benchmark.name: [row["reply"] for row in mine]}, {benchmark.name: seconds})
     for row in mine:
         for method, counts in row.get("heads", {}).items():
             grid = run.head_maps.setdefault(method, np.zeros(counts["shape"]))

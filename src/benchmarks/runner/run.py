@@ -1,187 +1,153 @@
-"""The runner: the same prompts through the plain model and through each configuration, in turn.
+"""The one loop in which benchmarks are asked, and what becomes of the replies.
 
-A *task* is a set of requests and a way to score the replies; captions and questions are two of them (`tasks.py`), and
-any other suite can join by saying the same three things. Inputs are made once and shared by all configurations, and
-every batch runs under all of them before the next one starts, so that a busy machine slows all of them alike.
+Every batch runs plain and under each configuration before the next one starts, so that a busy machine slows all of them
+alike; time is the median of the ratios batch by batch, which one stalled batch does not move.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ...common.statistics import Score, difference, interval, mcnemar
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-PLAIN = "plain"
-Config = Mapping[str, Any]
-Attach = Callable[..., AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One image and one ready prompt (chat template applied, image token in place)."""
-
-    image: Image
-    prompt: str
-
-
-class Scored(Protocol):
-    """Scores of one set of replies, as numbers, and those that can be resampled over images.
-
-    Where each reply is right or wrong, an attribute `outcomes` says which, for McNemar's test.
-    """
-
-    @property
-    def values(self) -> dict[str, object]: ...
-
-    @property
-    def ratios(self) -> Mapping[str, Score]: ...
-
-
-Scores = Scored | Mapping[str, Scored]
-"""The scores of a task, or of each of its splits."""
-
-
-class Scorer(Protocol):
-    """Scores replies; `name` is its key in the results."""
-
-    @property
-    def name(self) -> str: ...
-
-    def score(self, replies: Sequence[Any]) -> Scores:
-        """Score one reply per request, in the order of the requests."""
-        ...
-
-
-class Task(Scorer, Protocol):
-    """Requests and how to score the replies to them.
-
-    `new_tokens` is the longest reply, `batch` the rows of one `generate` call.
-    """
-
-    new_tokens: int
-    batch: int
-
-    def requests(self) -> list[Request]:
-        """The requests, in a fixed order."""
-        ...
+from ...common.statistics import difference, interval, mcnemar
+from ...models.prompting import ask
+from ...models.samples import Reply, Sample
+from ..benchmark import Benchmark, Scored, Scores
+from .plan import Plan
 
 
 @dataclass
 class Run:
-    """What one configuration replied, per task name, and the seconds its `generate` calls took.
+    """What one configuration replied, by benchmark, and the seconds that each batch took.
 
-    `head_maps` holds, for each method that tells which heads it chose, the share of the first task's rows in which it
-    chose them, `[layers, heads]`.
+    `head_maps` holds, for each method that tells which heads it chose, the share of the first benchmark's samples in
+    which it chose them, `[layers, heads]`.
     """
 
     name: str
-    config: Config
+    config: Mapping[str, Any]
     replies: dict[str, list[Any]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
     head_maps: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a batch came to in one run: the numbers of its samples, their replies, the seconds of all, the chosen heads.
+
+    Empty where the run had all of the batch already. `heads` are shares of the batch's samples, by method.
+    """
+
+    run: str
+    numbers: Sequence[int] = ()
+    replies: Sequence[Reply] = ()
+    seconds: float = 0.0
+    heads: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def batches(samples: Sequence[Sample], size: int) -> list[range]:
+    """Cut samples, in their order, into batches of at most `size` of one kind: with a picture or none, choices or none.
+
+    The cut does not depend on the number of processes, so that a sample always shares its padding with the same others.
+    """
+    kinds = [(sample.image is not None, bool(sample.choices)) for sample in samples]
+    cuts, start = [], 0
+    for number in range(1, len(kinds) + 1):
+        if number == len(kinds) or kinds[number] != kinds[start] or number - start == size:
+            cuts.append(range(start, number))
+            start = number
+    return cuts
+
+
+def ask_in_turn(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    plans: Mapping[str, Plan],
+    cuts: Iterable[Sequence[int]],
+    new_tokens: int,
+    wanted: Callable[[str, int], bool] = lambda run, number: True,
+) -> Iterator[Done]:
+    """Ask each batch under each plan in turn; of its samples those that are `wanted` of that run.
+
+    Raises:
+        SightlineError: a picture cannot be read, or a configuration refuses a prompt.
+    """
+    warm = False
+    for cut in cuts:
+        for name, plan in plans.items():
+            numbers = [number for number in cut if wanted(name, number)]
+            if not numbers:
+                yield Done(name)
+                continue
+            asked = [samples[number] for number in numbers]
+            if not warm:  # the first call pays for allocation and kernel choice: no run should
+                ask(model, processor, asked, min(2, new_tokens))
+                warm = True
+            with plan.attached(model, processor, blind=asked[0].image is None) as plug:
+                begun = time.perf_counter()
+                replies = ask(model, processor, asked, new_tokens)
+                seconds = time.perf_counter() - begun
+                heads = _head_maps(plug.report() if hasattr(plug, "report") else {})
+            yield Done(name, numbers, replies, seconds, heads)
 
 
 def run(
     model: Any,
     processor: Any,
-    tasks: Sequence[Task],
-    configs: Mapping[str, Config],
+    benchmarks: Sequence[Benchmark],
+    plans: Mapping[str, Plan],
     *,
-    attach: Attach | None = None,
-    advance: Callable[[str], None] = lambda _: None,
+    batch: Mapping[str, int],
+    advance: Callable[[str], None] = lambda run: None,
 ) -> list[Run]:
-    """Generate greedily, plain and under every configuration.
+    """Ask whole benchmarks in this process and keep the replies in memory; one run for each plan, in their order.
 
     Args:
-        model: a model with `generate`, in eval mode.
-        processor: `processor(images=, text=, padding=True, return_tensors="pt")`, one image per row.
-        tasks: what to ask.
-        configs: name -> configuration, as `sightline.attach` takes it; `plain` is added in front.
-        attach: stands in for `sightline.attach`.
-        advance: called after each `generate` call with the name of the run; there are `calls(...)` of them.
-
-    Returns:
-        One run per configuration, `plain` first.
-
-    Raises:
-        SightlineError: a configuration does not fit the model.
+        batch: rows of a batch, by benchmark.
+        advance: called after each batch with the name of the run.
     """
-    if attach is None:
-        from ...plugin.attach import attach as attach_plugin
-
-        attach = attach_plugin
-    for config in configs.values():  # a configuration that does not fit should fail now, not after minutes
-        with attach(model, config, processor=processor):
-            pass
-    runs = [Run(PLAIN, {})] + [Run(name, config) for name, config in configs.items()]
-    for task in tasks:
-        for number, inputs in enumerate(batches(model, processor, task)):
-            if number == 0:  # the first call of a shape pays for allocation and kernel choice: nobody should
-                _generate(model, processor, inputs, min(2, task.new_tokens))
-            for item in runs:
-                plain = item.name == PLAIN
-                manager: Any = nullcontext() if plain else attach(model, item.config, processor=processor)
-                with manager as plug:
-                    replies, seconds = _generate(model, processor, inputs, task.new_tokens)
-                    report = plug.report() if hasattr(plug, "report") else {}
-                item.replies.setdefault(task.name, []).extend(replies)
-                item.seconds[task.name] = item.seconds.get(task.name, 0.0) + seconds
-                if task is tasks[0]:
-                    for method, grid in head_maps(report).items():
-                        share = grid * (len(replies) / len(task.requests()))
-                        item.head_maps[method] = item.head_maps.get(method, 0.0) + share
-                advance(item.name)
-    return runs
+    runs = {name: Run(name, plan.settings) for name, plan in plans.items()}
+    for number, benchmark in enumerate(benchmarks):
+        samples = benchmark.samples
+        cuts = batches(samples, batch[benchmark.name])
+        for done in ask_in_turn(model, processor, samples, plans, cuts, benchmark.new_tokens):
+            one = runs[done.run]
+            one.replies.setdefault(benchmark.name, []).extend(done.replies)
+            one.seconds.setdefault(benchmark.name, []).append(done.seconds)
+            for method, grid in done.heads.items() if number == 0 else ():
+                one.head_maps[method] = one.head_maps.get(method, 0.0) + grid * (len(done.numbers) / len(samples))
+            advance(done.run)
+    return list(runs.values())
 
 
-def calls(tasks: Sequence[Task], configs: Mapping[str, Config]) -> int:
-    """How many `generate` calls `run` will report through `advance`."""
-    return sum(-(-len(task.requests()) // task.batch) for task in tasks) * (1 + len(configs))
-
-
-def batches(model: Any, processor: Any, task: Task) -> Iterator[Any]:
-    """The model inputs of a task, batch by batch, left-padded, on the model's device and in its number type."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    tokenizer.padding_side = "left"
-    requests = task.requests()
-    for start in range(0, len(requests), task.batch):
-        rows = requests[start : start + task.batch]
-        yield processor(
-            images=[row.image for row in rows], text=[row.prompt for row in rows], padding=True, return_tensors="pt"
-        ).to(model.device, model.dtype)
-
-
-def results(runs: Sequence[Run], tasks: Sequence[Scorer], *, seed: int = 0) -> list[dict[str, Any]]:
+def results(runs: Sequence[Run], benchmarks: Sequence[Benchmark], *, seed: int = 0) -> list[dict[str, Any]]:
     """Score the runs: one JSON-ready entry per run.
 
-    Each entry has `name`, `config`, the scores under each task's name, `time_ratio` (seconds of the first task's
-    `generate` calls over those of plain), `intervals` (95 % bootstrap over images, same shape as the scores) and
-    `differences` to plain, as `{"value", "interval"}` from paired resampling; there, questions that are right or wrong
-    add `mcnemar`, as `{"gained", "lost", "p"}`. `against` names the run that it is compared with, None for that run
-    itself. Also the `seconds` and `head_maps`.
+    Each entry has `name`, `config`, the scores under each benchmark's name, `times` against the first run by benchmark
+    (see `relative_time`; `time_ratio` repeats the first benchmark's), `intervals` (95 % bootstrap over images, same
+    shape as the scores) and `differences` to the first run, as `{"value", "interval"}` from paired resampling; there,
+    questions that are right or wrong add `mcnemar`, as `{"gained", "lost", "p"}`. `against` names the run that it is
+    compared with, None for that run itself. Also the `seconds` in all and `head_maps`.
     """
-    entries = []
-    plain = {task.name: task.score(runs[0].replies[task.name]) for task in tasks}
+    entries, first = [], runs[0]
+    plain = {one.name: one.score(first.replies[one.name]) for one in benchmarks}
     for item in runs:
-        scores = {task.name: task.score(item.replies[task.name]) for task in tasks}
-        timed = tasks[0].name
+        scores = {one.name: one.score(item.replies[one.name]) for one in benchmarks}
+        times = {name: relative_time(item.seconds[name], first.seconds[name]) for name in scores}
         entries.append(
             {
                 "name": item.name,
                 "config": item.config,
-                "against": None if item is runs[0] else runs[0].name,
+                "against": None if item is first else first.name,
                 **{name: _each(score, lambda one: one.values) for name, score in scores.items()},
-                "time_ratio": item.seconds[timed] / runs[0].seconds[timed] if runs[0].seconds[timed] else 0.0,
-                "seconds": item.seconds,
+                "time_ratio": times[benchmarks[0].name]["ratio"],
+                "times": times,
+                "seconds": {name: sum(seconds) for name, seconds in item.seconds.items()},
                 "intervals": {
                     name: _each(score, lambda one: {key: interval(r, seed=seed) for key, r in one.ratios.items()})
                     for name, score in scores.items()
@@ -191,6 +157,17 @@ def results(runs: Sequence[Run], tasks: Sequence[Scorer], *, seed: int = 0) -> l
             }
         )
     return entries
+
+
+def relative_time(seconds: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:
+    """The time of a run against another one's on the same batches: `ratio`, `low`, `high` and `batches`.
+
+    `ratio` is the median of the batches' ratios, `low` and `high` are the quartiles: half of the batches lie between.
+    All are 0.0 where no time was taken.
+    """
+    ratios = [mine / other for mine, other in zip(seconds, plain, strict=True) if mine and other]
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist() if ratios else (0.0, 0.0, 0.0)
+    return {"ratio": middle, "low": low, "high": high, "batches": len(ratios)}
 
 
 def _each(scores: Scores, view: Callable[[Scored], dict[str, Any]]) -> dict[str, Any]:
@@ -209,15 +186,7 @@ def _differences(scores: Scores, plain: Scores, seed: int) -> dict[str, Any]:
     return found
 
 
-def head_maps(report: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _head_maps(report: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """From what the plugin reports of a batch: method -> share of its rows in which a head was chosen, [layers, heads]."""
     found = {method: facts["head_map"] for method, facts in report.items() if facts.get("head_map") is not None}
     return {method: np.asarray(grid, dtype=np.float64) for method, grid in found.items()}
-
-
-def _generate(model: Any, processor: Any, inputs: Any, new_tokens: int) -> tuple[list[str], float]:
-    start = time.perf_counter()
-    ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False).cpu()  # .cpu() waits for a GPU
-    seconds = time.perf_counter() - start
-    replies = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [reply.strip() for reply in replies], seconds

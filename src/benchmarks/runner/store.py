@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -145,16 +145,3 @@ def _lock(file: IO[bytes], *, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def batches(kinds: Sequence[Any], size: int) -> list[range]:
-    """Cut samples, in their order, into batches of at most `size` of one kind.
-
-    The cut does not depend on the number of processes, so that a sample always shares its padding with the same others.
-    """
-    cuts, start = [], 0
-    for number in range(1, len(kinds) + 1):
-        if number == len(kinds) or kinds[number] != kinds[start] or number - start == size:
-            cuts.append(range(start, number))
-            start = number
-    return cuts

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from .suite import Benchmark
+from ..benchmark import Benchmark
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Scored = Benchmark | type[Benchmark]
 SPLIT, RUN = "split", "run"
+NOISE = 0.2
+"""A time is quoted where half of the batches lie closer together than this share of it."""
+TIME = (
+    "time: of a batch against {}, the median over batches; noisy, with the quartiles, where these lie more than "
+    f"{100 * NOISE:.0f} % of it apart."
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def scores(result: Mapping[str, Any], benchmark: Scored) -> Grid:
     rows = []
     for split, entry, values, intervals, _ in parts:
         cells = [_score(values.get(key), intervals.get(key), key in benchmark.percent) for key in columns]
-        rows.append([*_names(split, entry), *cells, Cell(f"{entry['time_ratio']:.2f}")])
+        rows.append([*_names(split, entry), *cells, relative(entry, benchmark.name)])
     return Grid([*_first(parts), *(benchmark.columns[key] for key in columns), "time"], rows)
 
 
@@ -71,6 +77,17 @@ def harness(runs: Mapping[str, Mapping[str, float]]) -> Grid:
         for name, found in runs.items()
     ]
     return Grid([RUN, *keys], rows)
+
+
+def relative(entry: Mapping[str, Any], benchmark: str) -> Cell:
+    """A run's time against the first run's, or that the noise is too large to quote it; nothing where none was taken."""
+    known = entry.get("times", {}).get(benchmark)
+    ratio = entry["time_ratio"] if known is None else known["ratio"]
+    if not ratio:
+        return Cell("")
+    if known is not None and known["high"] - known["low"] > NOISE * ratio:
+        return Cell("noisy", f"{known['low']:.2f}–{known['high']:.2f}")
+    return Cell(f"{ratio:.2f}")
 
 
 def kind(change: Mapping[str, Any], key: str, benchmark: Scored) -> str:
@@ -122,7 +139,7 @@ def legend(result: Mapping[str, Any]) -> str:
     return (
         "Rates in percent, in brackets 95 % bootstrap intervals over images (questions, where there are none); "
         "differences are paired, in points. "
-        f"time: seconds of all replies, against {against}."
+        f"{TIME.format(against)}"
     )
 
 

@@ -21,7 +21,7 @@ from ...common.errors import ConfigError
 from ...common.files import provenance
 from ...models.loading import cpu_threads
 from ...plugin.branches.decoder import DECODERS
-from ..runner.run import PLAIN, Attach
+from ..runner.plan import PLAIN, Attach
 from . import naive
 from .shapes import Bench, build
 

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...benchmarks.public.chair import Chair, Vocabulary, chair
-from ...benchmarks.public.pope import Question, build, pope, statistics, wording
+from ...benchmarks.benchmark import Benchmark
+from ...benchmarks.public.captions import ChairBenchmark
+from ...benchmarks.public.chair import Chair
+from ...benchmarks.public.object_questions import PopeBenchmark
+from ...benchmarks.public.pope import build, statistics
 from ...common.errors import SightlineError
 from ...common.pictures import open_image
 from ...common.readers import Notes
-from ...common.statistics import Blend, Score
+from ...common.statistics import Score
 from ...models.prompting import ask
-from ...models.samples import TESTBED, Example, Sample
+from ...models.samples import TESTBED, Example
 from ..data.examples import examples
 from ..pace import Pace
 from ..probes.naming import vocabulary
@@ -66,16 +69,15 @@ class Exam:
     """One caption for every example, and questions after its objects in three splits."""
 
     examples: Sequence[Example]
-    words: Vocabulary
-    truths: list[set[str]]
-    questions: dict[str, list[Question]]
+    captions: ChairBenchmark
+    questions: PopeBenchmark
     pace: Pace = field(default_factory=lambda: Pace(8))
 
     @classmethod
     def of(cls, examples: Sequence[Example], *, seed: int = 0, pairs: int = 2, pace: Pace | None = None) -> Exam:
-        """Objects are those with boxes, and those that a caption by people names; `pairs` there and `pairs` not are
+        """Captions and questions about examples: `pairs` objects that are there, and as many that are not.
 
-        asked about.
+        Objects are those with boxes, and those that a caption by people names.
 
         Raises:
             SightlineError: no object is known.
@@ -87,18 +89,17 @@ class Exam:
             {region.label for region in example.objects} | {one.name for one in words.mentions(example.caption or "")}
             for example in examples
         ]
-        questions = build(truths, *statistics(truths), pairs=pairs, seed=seed)
-        return cls(examples, words, truths, questions, pace or Pace(8))
+        captions = ChairBenchmark(list(examples), truths=truths, vocabulary=words)
+        captions.new_tokens = CAPTION_TOKENS
+        made = build(truths, *statistics(truths), pairs=pairs, seed=seed)
+        questions = PopeBenchmark.of_questions(made, {example.id: example.image for example in examples})
+        questions.new_tokens = ANSWER_TOKENS
+        return cls(examples, captions, questions, pace or Pace(8))
 
     @property
     def prompts(self) -> int:
         """How many prompts one sitting has."""
-        return len(self.examples) + len(self._asked)
-
-    @property
-    def _asked(self) -> list[Question]:
-        """Each distinct question once."""
-        return list(dict.fromkeys(one for split in self.questions.values() for one in split))
+        return len(self.captions.samples) + len(self.questions.samples)
 
     def sit(
         self,
@@ -121,32 +122,22 @@ class Exam:
         """
         from ...plugin.attach import attach
 
-        asked = self._asked
-        samples = [Sample(str(i), wording(one.name), self.examples[one.image].image) for i, one in enumerate(asked)]
         attached = (
             nullcontext() if config is None else attach(model, config, calibration=calibration, processor=processor)
         )
         with attached:
-            captions = self._ask(model, processor, self.examples, CAPTION_TOKENS, name, advance)
-            said = dict(zip(asked, self._ask(model, processor, samples, ANSWER_TOKENS, name, advance), strict=True))
-        count = len(self.examples)
-        splits = [
-            pope(split, [said[one] for one in split], count).ratios["accuracy"] for split in self.questions.values()
-        ]
-        return Marks(chair(captions, self.truths, self.words), Blend.mean(splits))
+            described, answered = (
+                self._ask(model, processor, one, name, advance) for one in (self.captions, self.questions)
+            )
+        mean = self.questions.score(answered)["mean"]
+        return Marks(self.captions.score(described), mean.ratios["accuracy"])
 
     def _ask(
-        self,
-        model: Any,
-        processor: Any,
-        samples: Sequence[Sample],
-        new_tokens: int,
-        name: str,
-        advance: Callable[[int], None],
+        self, model: Any, processor: Any, benchmark: Benchmark, name: str, advance: Callable[[int], None]
     ) -> list[str]:
         said: list[str] = []
-        work = lambda some: ask(model, processor, some, new_tokens)  # noqa: E731
-        for replies, _ in self.pace.over(samples, work, name=name):
+        work = lambda some: ask(model, processor, some, benchmark.new_tokens)  # noqa: E731
+        for replies, _ in self.pace.over(benchmark.samples, work, name=name):
             said += map(str, replies)
             advance(len(replies))
         return said

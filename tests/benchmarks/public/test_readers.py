@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sightline.benchmarks.benchmark import Source
 from sightline.benchmarks.public import amber as amber_module
 from sightline.benchmarks.public import coco, nouns
 from sightline.benchmarks.public.pope import SPLITS
@@ -35,7 +36,7 @@ def picture(path: Path) -> None:
 
 
 def read(name: str, folder: Path, **options: Any) -> Any:
-    return suite.read(name, suite.Source(folder, **options))
+    return suite.read(name, Source(folder, **options))
 
 
 def question(number: int, image: str = "a.jpg", text: str = "Is there a dog?", label: str = "yes") -> dict[str, Any]:
@@ -233,9 +234,9 @@ def test_pope_questions_are_built_from_instances(annotated: Path, tmp_path: Path
             sample = bench.samples[one.sample]
             name = sample.text.removeprefix("Is there an ").removeprefix("Is there a ").removesuffix(" in the image?")
             held = objects[int(sample.image.stem)]
-            assert one.yes == (name in held)
+            assert one.present == (name in held)
             assert len(held) > 3
-            if split == "popular" and not one.yes:  # no absent object is more frequent than one that is asked about
+            if split == "popular" and not one.present:  # no absent object is more frequent than one that is asked about
                 others = [n for n in count if n not in held]
                 assert count[name] >= sorted((count[n] for n in others), reverse=True)[:3][-1]
     again = read("pope", annotated)
@@ -531,14 +532,14 @@ def test_benchmark_names(tmp_path: Path) -> None:
     for name in suite.BENCHMARKS:
         assert suite.find(name).name == name
     with pytest.raises(ConfigError, match=r"testbed has no MME files: give --data"):
-        suite.read("mme", suite.Source(None))
+        suite.read("mme", Source(None))
     with pytest.raises(ConfigError, match=r"pope does not take --prompt, which is for chair"):
-        suite.read("pope", suite.Source(None, prompt="Is it?"))
+        suite.read("pope", Source(None, prompt="Is it?"))
     with pytest.raises(ConfigError, match=r"mmhal does not take --match, which is for pope, chair, amber, mme"):
-        suite.read("mmhal", suite.Source(tmp_path, match="strict"))
+        suite.read("mmhal", Source(tmp_path, match="strict"))
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file is a file: --data takes the folder that holds it"):
-        suite.read("mme", suite.Source(tmp_path / "file"))
+        suite.read("mme", Source(tmp_path / "file"))
 
 
 def test_notes_count() -> None:

@@ -56,7 +56,7 @@ def evaluated(
     """A folder as an evaluation leaves it, from given replies."""
     bench = benchmark or captions(len(next(iter(replies.values()))))
     runs = [
-        Run(name, {"methods": [{name: {}}]}, {bench.name: list(said)}, {bench.name: 1.0})
+        Run(name, {"methods": [{name: {}}]}, {bench.name: list(said)}, {bench.name: [1.0]})
         for name, said in replies.items()
     ]
     runs[0].config = {}

@@ -22,14 +22,14 @@ import torch
 import typer
 from PIL import Image
 from sightline import testbed
+from sightline.benchmarks.benchmark import Benchmark, Source
 from sightline.benchmarks.public.textqa import Choosing, Means
 from sightline.benchmarks.runner import suite
-from sightline.benchmarks.runner.evaluate import Place, Settings, evaluate, fingerprint, named, score_answers
-from sightline.benchmarks.runner.run import results, run
-from sightline.benchmarks.runner.store import Store, StoreError, batches
-from sightline.benchmarks.runner.suite import Benchmark, Source
+from sightline.benchmarks.runner.evaluate import Place, Settings, evaluate, fingerprint, score_answers
+from sightline.benchmarks.runner.plan import named, plans
+from sightline.benchmarks.runner.run import batches, results, run
+from sightline.benchmarks.runner.store import Store, StoreError
 from sightline.benchmarks.runner.tables import markdown, terminal
-from sightline.benchmarks.runner.tasks import scene_tasks
 from sightline.cli.benchmarks import command
 from sightline.common.errors import ConfigError, SightlineError
 from sightline.models.prompting import ask, batch_inputs
@@ -59,14 +59,14 @@ def replies(out: Path, name: str) -> dict[str, str]:
 
 def without_times(result: dict[str, Any] | None) -> list[dict[str, Any]]:
     assert result is not None
-    return [{k: v for k, v in entry.items() if k not in ("seconds", "time_ratio")} for entry in result["runs"]]
+    return [{k: v for k, v in entry.items() if k not in ("seconds", "times", "time_ratio")} for entry in result["runs"]]
 
 
 def test_scores_are_the_demos(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = embedded
-    tasks = scene_tasks(processor, testbed.scenes("test", 2))
-    runs = run(model, processor, tasks, {"vhr": {"methods": ["vhr"]}})
-    wanted = {entry["name"]: entry for entry in results(runs, tasks)}
+    both = [suite.read(name, Source(None, 2)) for name in ("chair", "pope")]
+    runs = run(model, processor, both, plans(named(["vhr"]), model, processor), batch={"chair": 20, "pope": 60})
+    wanted = {entry["name"]: entry for entry in results(runs, both)}
     for name in ("chair", "pope"):
         result = evaluate(suite.read(name, Source(None, 2)), model, processor, named(["vhr"]), tmp_path / name)
         assert result is not None
@@ -299,7 +299,7 @@ def test_batches_do_not_depend_on_the_processes() -> None:
         dice = random.Random(seed)
         kinds = [dice.random() < 0.3 for _ in range(dice.randrange(40))]
         size = dice.randrange(1, 7)
-        cut = batches(kinds, size)
+        cut = batches([Sample("", "", image=Path("a.png") if kind else None) for kind in kinds], size)
         assert [n for numbers in cut for n in numbers] == list(range(len(kinds)))
         assert all(len(numbers) <= size and len({kinds[n] for n in numbers}) == 1 for numbers in cut)
         for left, right in itertools.pairwise(cut):  # none is cut without a reason

@@ -20,14 +20,14 @@ from sightline.benchmarks.public.chair import Chair
 from sightline.cli import main as cli
 from sightline.common.statistics import Ratio
 from sightline.models.loading import load_model
-from sightline.models.samples import Example, Region
+from sightline.models.prompting import ask
+from sightline.models.samples import Example, Region, Sample
 from sightline.plugin.config import Config
 from sightline.profiling.tuning.exam import Exam, Marks, exams
 from sightline.profiling.tuning.space import Space, spaces
 from sightline.profiling.tuning.tune import KEPT, PARTIAL, PLAIN, Guard, guards, save, tune
 from sightline.profiling.tuning.tune_tables import markdown
 
-from studies.testbed.evaluate import answers
 from tests.helpers.engine import assert_message
 
 optuna = pytest.importorskip("optuna")
@@ -297,7 +297,7 @@ def test_an_exam_scores_like_the_testbed_does() -> None:
     assert reported is None
     marks = asked.sit(model, processor, None).values
     scenes = testbed.scenes("calibration", 6, seed=1)
-    said = answers(model, processor, [s.image for s in scenes], [testbed.CAPTION_PROMPT] * 6, new_tokens=128)
+    said = ask(model, processor, [Sample("", testbed.CAPTION_PROMPT, scene.image) for scene in scenes], 128)
     forms = re.compile(r"\b(" + "|".join(sorted(testbed.SYNONYMS, key=len, reverse=True)) + r")\b", re.IGNORECASE)
     wrong = [
         [testbed.SYNONYMS[m.lower()] not in scene.names for m in forms.findall(text)]
@@ -307,22 +307,18 @@ def test_an_exam_scores_like_the_testbed_does() -> None:
     assert marks["chair_s"] == pytest.approx(np.mean([any(flags) for flags in wrong]))
     assert marks["words"] == pytest.approx(np.mean([len(text.split()) for text in said]))
     rates = []
-    for questions in asked.questions.values():
-        replies = answers(
-            model,
-            processor,
-            [scenes[q.image].image for q in questions],
-            [f"Is there {'an' if q.name[0] in 'aeiou' else 'a'} {q.name} in the image?" for q in questions],
-            new_tokens=5,
-        )
-        rates.append(
-            np.mean(
-                [
-                    ("no" not in r.lower().split(".")[0].split()) == q.present
-                    for q, r in zip(questions, replies, strict=True)
-                ]
-            )
-        )
+    questions = asked.questions
+    assert len(questions.splits) == 3
+    for split in questions.splits.values():
+        replies = ask(model, processor, [questions.samples[item.sample] for item in split], 5)
+        for item in split:
+            names = [name for name in scenes[item.image].names if f" {name} " in questions.samples[item.sample].text]
+            assert item.present == bool(names)
+        right = [
+            ("no" not in reply.lower().split(".")[0].split()) == item.present
+            for item, reply in zip(split, replies, strict=True)
+        ]
+        rates.append(np.mean(right))
     assert marks["accuracy"] == pytest.approx(np.mean(rates))
     strong = asked.sit(model, processor, {"methods": [{"vhr": {"alpha": 4.0}}]}).values
     assert strong != marks
