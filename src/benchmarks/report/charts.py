@@ -1,104 +1,124 @@
-"""Small inline SVG charts for the HTML report; colours come from the page's style sheet."""
+"""Small charts for the HTML report, as shapes that its template draws in SVG; colours come from the style sheet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass, field
+from typing import Any
 
 ROW = 24
 LETTERS = 30
 """Letters of a run's name that fit beside a line."""
 
 
-def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float], str]], *, scale: float) -> str:
+@dataclass(frozen=True)
+class Shape:
+    """An SVG element: its tag, its attributes, and what stands in it; `tip` is shown where a pointer rests on it."""
+
+    tag: str
+    attributes: dict[str, Any]
+    text: str = ""
+    tip: str = ""
+
+
+@dataclass
+class Chart:
+    """Shapes on a canvas, in pixels."""
+
+    title: str
+    width: int
+    height: int
+    shapes: list[Shape] = field(default_factory=list)
+
+    def line(self, kind: str, x1: float, y1: float, x2: float, y2: float) -> None:
+        self.shapes.append(Shape("line", {"class": kind, **_rounded(x1=x1, y1=y1, x2=x2, y2=y2)}))
+
+    def rect(
+        self, kind: str, x: float, y: float, width: float, height: float, *, opacity: float | None = None, tip: str = ""
+    ) -> None:
+        faded = {} if opacity is None else {"fill-opacity": f"{opacity:.2f}"}
+        where = _rounded(x=x, y=y, width=width, height=height)
+        self.shapes.append(Shape("rect", {"class": kind, **where, "rx": 2, **faded}, tip=tip))
+
+    def write(self, kind: str, x: float, y: float, text: str, anchor: str = "start") -> None:
+        self.shapes.append(Shape("text", {"class": kind, **_rounded(x=x, y=y), "text-anchor": anchor}, text))
+
+
+def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float], str]], *, scale: float) -> Chart:
     """Differences with their intervals, one line per run, times `scale` (100 turns fractions into points).
 
     A row is a run's name, the difference, its interval, and how it counts: good, bad or open.
     """
     names = [name if len(name) <= LETTERS else name[: LETTERS - 1] + "…" for name, *_ in rows]
     labels, plot = 16 + 7.5 * max([8, *map(len, names)]), 208
-    width = round(labels + plot + 68)
     reach = max([0.5 / scale, *(abs(bound) for _, _, between, _ in rows for bound in between)]) * 1.08
-    height = ROW * len(rows) + 26
+    chart = Chart(title, round(labels + plot + 68), ROW * len(rows) + 26)
     middle = labels + plot / 2
 
     def x(value: float) -> float:
         return middle + value / reach * plot / 2
 
-    parts = [f'<line class="zero" x1="{middle:.1f}" y1="2" x2="{middle:.1f}" y2="{height - 22}"/>']
+    chart.line("zero", middle, 2, middle, chart.height - 22)
     for number, (name, (_, value, (low, high), kind)) in enumerate(zip(names, rows, strict=True)):
         y = ROW * number + 14
-        parts.append(
-            f'<text class="name" x="{labels - 10:.1f}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
-            f'<g class="{kind}"><line x1="{x(low):.1f}" y1="{y}" x2="{x(high):.1f}" y2="{y}"/>'
-            f'<circle cx="{x(value):.1f}" cy="{y}" r="4.5"/></g>'
-            f'<text class="num {kind}" x="{width - 2}" y="{y + 4}" text-anchor="end">{_signed(scale * value)}</text>'
-        )
+        chart.write("name", labels - 10, y + 4, name, "end")
+        chart.line(f"reach {kind}", x(low), y, x(high), y)
+        chart.shapes.append(Shape("circle", {"class": f"value {kind}", **_rounded(cx=x(value), cy=y), "r": 4.5}))
+        chart.write(f"num {kind}", chart.width - 2, y + 4, _signed(scale * value), "end")
     for sign in (-1, 0, 1):
         text = _signed(scale * sign * reach / 1.08) if sign else "0"
-        parts.append(
-            f'<text class="tick" x="{x(sign * reach / 1.08):.1f}" y="{height - 6}" text-anchor="middle">{text}</text>'
-        )
-    return _figure(title, width, height, parts)
+        chart.write("tick", x(sign * reach / 1.08), chart.height - 6, text, "middle")
+    return chart
 
 
-def positions(title: str, series: Sequence[tuple[str, Sequence[dict[str, float]]]], last: int) -> str:
+def positions(title: str, series: Sequence[tuple[str, Sequence[dict[str, float]]]], last: int) -> Chart:
     """Share of hallucinated mentions by the mention's place in the caption, bars side by side for each series."""
-    width, height, floor = 560, 190, 150
+    chart, floor = Chart(title, 560, 190), 150
     top = max([0.05, *(row["i"] for _, rows in series for row in rows)])
     places = max([1, *(int(row["position"]) for _, rows in series for row in rows)])
-    step = (width - 50) / places
+    step = (chart.width - 50) / places
     bar = min(22.0, step * 0.8 / max(1, len(series)))
-    parts = [f'<line class="zero" x1="44" y1="{floor}" x2="{width}" y2="{floor}"/>']
+    chart.line("zero", 44, floor, chart.width, floor)
     for value in (top, top / 2):
         y = floor - value / top * (floor - 14)
-        parts.append(f'<line class="grid" x1="44" y1="{y:.1f}" x2="{width}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="38" y="{y + 4:.1f}" text-anchor="end">{100 * value:.0f} %</text>')
+        chart.line("grid", 44, y, chart.width, y)
+        chart.write("tick", 38, y + 4, f"{100 * value:.0f} %", "end")
     for number, (name, rows) in enumerate(series):
         for row in rows:
             left = 48 + step * (row["position"] - 0.5) + bar * (number - len(series) / 2)
             tall = row["i"] / top * (floor - 14)
-            tip = f"{escape(name)}: {100 * row['i']:.1f} % of {int(row['n'])} mentions"
-            parts.append(
-                f'<rect class="series{number}" x="{left:.1f}" y="{floor - tall:.1f}" width="{bar - 2:.1f}" '
-                f'height="{tall:.1f}" rx="2"><title>{tip}</title></rect>'
-            )
+            tip = f"{name}: {100 * row['i']:.1f} % of {int(row['n'])} mentions"
+            chart.rect(f"series{number}", left, floor - tall, bar - 2, tall, tip=tip)
     for place in range(1, places + 1):
         text = f"{place}+" if place == last else str(place)
-        x = 48 + step * (place - 0.5)
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{text}</text>')
+        chart.write("tick", 48 + step * (place - 0.5), floor + 16, text, "middle")
     for number, (name, _) in enumerate(series):
         x = 48 + 150 * number
-        parts.append(f'<rect class="series{number}" x="{x}" y="{height - 14}" width="10" height="10" rx="2"/>')
-        parts.append(f'<text class="name" x="{x + 16}" y="{height - 5}">{escape(name)}</text>')
-    return _figure(title, width, height, parts)
+        chart.rect(f"series{number}", x, chart.height - 14, 10, 10)
+        chart.write("name", x + 16, chart.height - 5, name)
+    return chart
 
 
-def heat(title: str, grid: Sequence[Sequence[float]]) -> str:
+def heat(title: str, grid: Sequence[Sequence[float]]) -> Chart:
     """A layer x head map, first layer on top; the deeper the colour, the larger the value."""
     cell, left, top = 18, 34, 20
     heads = max((len(row) for row in grid), default=0)
     peak = max([1e-12, *(value for row in grid for value in row)])
-    parts = [f'<text class="tick" x="{left}" y="12">head 0 … {max(0, heads - 1)}</text>']
+    chart = Chart(title, left + cell * heads + 4, top + cell * len(grid) + 4)
+    chart.write("tick", left, 12, f"head 0 … {max(0, heads - 1)}")
     for layer, row in enumerate(grid):
         y = top + cell * layer
-        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 13}" text-anchor="end">{layer}</text>')
+        chart.write("tick", left - 8, y + 13, str(layer), "end")
         for head, value in enumerate(row):
-            parts.append(
-                f'<rect class="cell" x="{left + cell * head}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="2"/>'
-                f'<rect class="heat" x="{left + cell * head}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="2" '
-                f'fill-opacity="{max(0.0, value) / peak:.2f}"><title>layer {layer}, head {head}: {value:.3g}</title></rect>'
-            )
-    return _figure(title, left + cell * heads + 4, top + cell * len(grid) + 4, parts)
+            where = (left + cell * head, y, cell - 2, cell - 2)
+            chart.rect("cell", *where)
+            chart.rect("heat", *where, opacity=max(0.0, value) / peak, tip=f"layer {layer}, head {head}: {value:.3g}")
+    return chart
 
 
 def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _figure(title: str, width: int, height: int, parts: Sequence[str]) -> str:
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(title)}">'
-        f"{''.join(parts)}</svg></figure>"
-    )
+def _rounded(**places: float) -> dict[str, float]:
+    return {name: round(value, 1) for name, value in places.items()}

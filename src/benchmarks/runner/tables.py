@@ -1,11 +1,10 @@
-"""The tables of an evaluation, for a terminal, as Markdown and as HTML: scores with intervals, then paired differences."""
+"""The tables of an evaluation, for a terminal and as Markdown: scores with intervals, then paired differences."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..benchmark import Benchmark
@@ -161,23 +160,6 @@ def code(text: str) -> str:
     return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
 
 
-def html(grid: Grid) -> str:
-    """A grid as an HTML table that scrolls sideways; a split is a line of its own above its runs."""
-    split_up = grid.header[:1] == [SPLIT]
-    header = "".join(f"<th>{escape(name)}</th>" for name in grid.header[split_up:])
-    parts, before = [], None
-    for row in grid.rows:
-        if split_up and row[0].text != before:
-            before = row[0].text
-            parts.append(
-                f'<tr class="split"><th colspan="{len(grid.header) - 1}" scope="rowgroup">{escape(before)}</th></tr>'
-            )
-        name, *cells = row[split_up:]
-        shown = "".join(f"<td{f' class={one.kind}' if one.kind else ''}>{_small(one)}</td>" for one in cells)
-        parts.append(f'<tr><th scope="row">{escape(name.text)}</th>{shown}</tr>')
-    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(parts)}</tbody></table></div>'
-
-
 def rich(title: str, grid: Grid, caption: str) -> Table:
     """A grid for a terminal."""
     from rich import box
@@ -224,7 +206,3 @@ def _change(change: Mapping[str, Any], key: str, benchmark: Scored) -> Cell:
     factor, (low, high) = 100 if key in benchmark.percent else 1, change["interval"]
     interval = f"{factor * low:+.1f} to {factor * high:+.1f}"
     return Cell(f"{factor * change['value']:+.1f}", interval, kind(change, key, benchmark))
-
-
-def _small(cell: Cell) -> str:
-    return escape(cell.text) + (f"<small>{escape(cell.between)}</small>" if cell.between else "")

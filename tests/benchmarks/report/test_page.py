@@ -168,7 +168,7 @@ def test_scores_differences_and_maps(tmp_path: Path) -> None:
     made, page = shown([evaluated(tmp_path / "a", said, maps={"vhr": [[0.0, 1.0]]})], tmp_path / "out")
     html = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "<td>66.7<small>" in html
-    assert "<td class=good>-66.7<small>" in html
+    assert '<td class="good">-66.7<small>' in html
     assert "vhr: heads that vhr chose" in page.text
     assert "tiny: visual_heads.scores" in page.text
     for part in (page.text, made.markdown()):

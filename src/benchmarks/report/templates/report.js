@@ -1,9 +1,5 @@
-"""The script of the HTML report: one page of samples at a time, searched and filtered, built from JSON in the page.
-
-It sets text only (`textContent`), never HTML, so nothing in a reply can become code. `view` in `cards.py` says what it reads.
-"""
-
-SCRIPT = """
+// One page of samples at a time, searched and filtered, built from JSON in the page (`view` in cards.py says what it is).
+// It sets text only (`textContent`), never HTML, so that nothing in a reply can become code.
 (() => {
 "use strict";
 const PAGE = 20;
@@ -26,7 +22,7 @@ for (const root of document.querySelectorAll(".samples")) {
   const said = (sample, run) => typeof sample.said[run] === "number" ? sample.said[sample.said[run]] : sample.said[run];
   const plain = (sample, run) => said(sample, run).text.map(piece => piece[1]).join("");
   const words = data.samples.map(sample =>
-    [sample.id, sample.ask, sample.truth, ...data.runs.map((_, run) => plain(sample, run))].join("\\n").toLowerCase());
+    [sample.id, sample.ask, sample.truth, ...data.runs.map((_, run) => plain(sample, run))].join("\n").toLowerCase());
   let from = 0, found = [];
 
   data.runs.forEach((name, run) => {
@@ -99,4 +95,3 @@ for (const root of document.querySelectorAll(".samples")) {
   filter();
 }
 })();
-"""
