@@ -24,12 +24,13 @@ from sightline.models.loading import cpu_threads, load_model, quiet
 from sightline.plugin.branches.heads import best_heads, random_heads
 from sightline.plugin.calibration.files import Calibration
 from sightline.profiling.data.facts import choices, conflicts
-from sightline.profiling.data.needles import NEEDLES, Mode, passes
+from sightline.profiling.data.needles import NEEDLES
 from sightline.profiling.job import Job, Partial, rounded
 from sightline.profiling.probes import retrieval
 from sightline.profiling.probes.conflict import conflict_heads
 from sightline.profiling.probes.direct import Direct
 from sightline.profiling.probes.importance import inducing_heads
+from sightline.profiling.probes.masking import Mode, passes
 from torch import Tensor
 
 from .heads_report import THRESHOLD, report

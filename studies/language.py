@@ -47,7 +47,7 @@ BATCH = 16
 
 
 @dataclass
-class Run:
+class Answers:
     """One configuration's answers by set, and the seconds that each batch of a set took."""
 
     name: str
@@ -72,7 +72,7 @@ def run(
     batch: int = BATCH,
     attach: Attach | None = None,
     advance: Callable[[str], None] = lambda _: None,
-) -> list[Run]:
+) -> list[Answers]:
     """Ask every set, plain and under every configuration; `plain` comes first.
 
     Prompts whose replies and texts are alike in length share a batch. A configuration skips sets without the passage that
@@ -89,7 +89,7 @@ def run(
     for config in configs.values():  # a configuration that does not fit should fail now, not after minutes
         with attach(model, config, processor=tokenizer):
             pass
-    runs = [Run(PLAIN, {})] + [Run(name, config) for name, config in configs.items()]
+    runs = [Answers(PLAIN, {})] + [Answers(name, config) for name, config in configs.items()]
     for questions in sets:
         taking_part = [item for item in runs if _fits(item.config, questions)]
         for item in taking_part:
@@ -145,7 +145,7 @@ def rendered(tokenizer: Any, prompt: Prompt) -> str:
     return render(tokenizer, turns) + prompt.opening
 
 
-def results(runs: Sequence[Run], sets: Sequence[QuestionSet], *, seed: int = 0) -> list[dict[str, Any]]:
+def results(runs: Sequence[Answers], sets: Sequence[QuestionSet], *, seed: int = 0) -> list[dict[str, Any]]:
     """Score the runs: one JSON-ready entry per run.
 
     Each has `name`, `config`; then by set, group and score `scores` (with `n`, the items), `intervals` (95 % bootstrap)
@@ -256,7 +256,7 @@ def evaluate(
     return result, _answers(runs, sets)
 
 
-def _answers(runs: Sequence[Run], sets: Sequence[QuestionSet]) -> list[dict[str, Any]]:
+def _answers(runs: Sequence[Answers], sets: Sequence[QuestionSet]) -> list[dict[str, Any]]:
     return [
         {"set": questions.name, "prompt": prompt.user, "opening": prompt.opening}
         | {"answers": {item.name: item.answers[questions.name][i] for item in runs if questions.name in item.answers}}

@@ -1,1 +1,1 @@
-"""Running benchmarks: what one is, resumable runs, results."""
+"""Asking benchmarks: the one loop, resumable runs, results and their tables."""

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...models.prompting import cloze, encode_answer
-from ..probes.conflict import Asked, Conflict
-from ..probes.importance import Choice
+from .tokenised import AnswerPair, Conflict, Continuation
 
 Target = Literal["context", "parametric"]
 
@@ -91,7 +90,7 @@ def _facts(rng: random.Random) -> Iterator[Question]:
             yield Question(question.format(subject), opening.format(subject), answer, other)
 
 
-def choices(tokenizer: Any, *, seed: int = 0) -> list[Choice]:
+def choices(tokenizer: Any, *, seed: int = 0) -> list[AnswerPair]:
     """HICD's examples: every fact closed-book, right if true, and with a context, right if the context says so."""
     found = []
     for fact in facts(seed):
@@ -102,14 +101,14 @@ def choices(tokenizer: Any, *, seed: int = 0) -> list[Choice]:
         ):
             opened = cloze(tokenizer, text, fact.opening)
             (prompt, first), (_, second) = (encode_answer(tokenizer, opened, answer) for answer in (right, wrong))
-            found.append(Choice(prompt, first, second))
+            found.append(AnswerPair(prompt, first, second))
     return found
 
 
 def conflicts(tokenizer: Any, *, target: Target = "context", samples: int = 4, seed: int = 0) -> list[Conflict]:
-    """JuICE's examples: sentences to complete, without a context, with one that states another answer, and with one
+    """JuICE's examples: sentences to complete, each under three contexts.
 
-    that argues for it. The target is what the context says (`context`; without a conflict, a context that tells the
+    They come without a context, with one that states another answer, and with one that argues for it. The target is what the context says (`context`; without a conflict, a context that tells the
     truth) or what is true (`parametric`).
     """
     rng, found = random.Random(seed), []
@@ -122,5 +121,7 @@ def conflicts(tokenizer: Any, *, target: Target = "context", samples: int = 4, s
             (stated, goal),
             (f"{stated}{rng.choice(SUPPORT)} ", goal),
         )
-        found.append(Conflict(*(Asked(*encode_answer(tokenizer, text + fact.opening, goal)) for text, goal in texts)))
+        found.append(
+            Conflict(*(Continuation(*encode_answer(tokenizer, text + fact.opening, goal)) for text, goal in texts))
+        )
     return found

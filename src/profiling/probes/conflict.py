@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,31 +21,12 @@ from torch import Tensor
 from ...common.errors import CalibrationError
 from ...plugin.calibration.files import ConflictHeads
 from ...plugin.core.edits import Gain, Input, InputProbe
+from ..data.tokenised import Conflict, Continuation
 from ..job import Job, Sums
 from .direct import Direct, Edits
 
 KINDS = ("clean", "substitution", "coherent")
 TOKENS = 512  # in a batch of heads, for each example that the job takes at once
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Token ids of a prompt and of the target answer that may follow it."""
-
-    prompt: Sequence[int]
-    target: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """One question, asked without a conflict, with a context that replaces the answer, and with one that argues for
-
-    the replacement.
-    """
-
-    clean: Asked
-    substitution: Asked
-    coherent: Asked
 
 
 def conflict_heads(
@@ -82,7 +62,7 @@ def choose(effects: Tensor, n: int) -> list[tuple[int, int]]:
 @torch.no_grad()
 def effects(job: Job, examples: Sequence[Conflict], factors: Sequence[float]) -> Tensor:
     """Mean change of P(target) [kinds, layers, heads, factors] over the examples."""
-    prompts: list[Asked] = [getattr(example, kind) for example in examples for kind in KINDS]
+    prompts: list[Continuation] = [getattr(example, kind) for example in examples for kind in KINDS]
     if not prompts:
         raise CalibrationError("conflict heads need at least one example")
     if not all(asked.prompt and asked.target for asked in prompts):
@@ -108,7 +88,7 @@ def effects(job: Job, examples: Sequence[Conflict], factors: Sequence[float]) ->
 class _Read:
     """A prompt as the plain model reads it: P(target), and the hidden states that enter each layer."""
 
-    def __init__(self, direct: Direct, asked: Asked):
+    def __init__(self, direct: Direct, asked: Continuation):
         self.direct, self.asked = direct, asked
         self.entering: dict[int, Tensor] = {}
         watch: Edits = {
@@ -136,7 +116,7 @@ def _replaced(by: Tensor, hidden: Tensor) -> Tensor:
     return by
 
 
-def _probability(direct: Direct, asked: Asked, edits: Edits, rows: int) -> Tensor:
+def _probability(direct: Direct, asked: Continuation, edits: Edits, rows: int) -> Tensor:
     """P(target) of `rows` copies of a prompt under `edits` [rows]."""
     size = len(asked.target)
     ids = torch.tensor([*asked.prompt, *asked.target[:-1]]).expand(rows, -1)

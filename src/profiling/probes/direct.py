@@ -20,9 +20,9 @@ from ...plugin.core.compat import CACHE
 from ...plugin.core.edits import Edit
 from ...plugin.core.host import HOST, Host
 from ...plugin.core.method import Method, ModelFacts
+from ..data.needles import ANSWER
 
 Edits = Mapping[int, Sequence[Edit]]  # by layer
-ANSWER = 50  # most tokens of an answer
 
 
 class Direct:

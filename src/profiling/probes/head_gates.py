@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from ...common.errors import CalibrationError
 from ...plugin.calibration.sections import HeadGates
 from ...plugin.core.edits import Gain
+from ..data.tokenised import AnswerPair
 from ..job import Job, rounded
 from .direct import Direct, Edits
-from .importance import Choice, answer_losses
+from .importance import answer_losses
 
 PULL = 0.1  # lambda, on the mean over heads
 BOUND = 4.0
@@ -45,7 +46,7 @@ BATCH = 8  # examples of one step
 FITS = (("free", 0.0), ("up", 1.0), ("down", -1.0))  # and the sign of lambda
 
 
-def head_gates(job: Job, examples: Sequence[Choice], *, steps: int = STEPS, pull: float = PULL) -> HeadGates:
+def head_gates(job: Job, examples: Sequence[AnswerPair], *, steps: int = STEPS, pull: float = PULL) -> HeadGates:
     """The section of the calibration file.
 
     Raises:
@@ -72,7 +73,14 @@ def gate(theta: Tensor) -> Tensor:
 
 
 def _fit(
-    job: Job, direct: Direct, examples: Sequence[Choice], name: str, begin: Tensor, pull: float, steps: int, before: int
+    job: Job,
+    direct: Direct,
+    examples: Sequence[AnswerPair],
+    name: str,
+    begin: Tensor,
+    pull: float,
+    steps: int,
+    before: int,
 ) -> Tensor:
     """Gate logits [layers, heads] after `steps` steps from `begin`; continued where the partial file has some."""
     stage = f"{job.profile}/{name}"
@@ -97,7 +105,7 @@ def _fit(
     return theta.detach()
 
 
-def _gradient(direct: Direct, theta: Tensor, examples: Sequence[Choice]) -> Tensor:
+def _gradient(direct: Direct, theta: Tensor, examples: Sequence[AnswerPair]) -> Tensor:
     """Of the sum over the examples of the mean loss of the right answer's tokens, by gate logit [layers, heads]."""
     with torch.enable_grad():
         gates = gate(theta).to(direct.model.device)

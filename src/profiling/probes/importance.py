@@ -10,7 +10,6 @@ both are scaled to [0, 1], and a head's score is right + scale * (right - wrong)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ...common.errors import CalibrationError
 from ...plugin.calibration.files import InducingHeads
 from ...plugin.core.edits import Edit, OutputProbe
+from ..data.tokenised import AnswerPair
 from ..job import Job, Sums, rounded
 from .direct import Direct, Edits
 
@@ -28,20 +28,7 @@ Kind = Literal["right", "wrong"]
 KINDS: tuple[Kind, ...] = ("right", "wrong")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Token ids of a prompt and of a right and a wrong answer that may follow it.
-
-    pictures: the forward arguments that carry the prompt's pictures, for one row each.
-    """
-
-    prompt: Sequence[int]
-    right: Sequence[int]
-    wrong: Sequence[int]
-    pictures: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def inducing_heads(job: Job, examples: Sequence[Choice], *, scale: float = 20.0) -> InducingHeads:
+def inducing_heads(job: Job, examples: Sequence[AnswerPair], *, scale: float = 20.0) -> InducingHeads:
     """The section of the calibration file.
 
     Args:
@@ -75,7 +62,7 @@ def importance(seen: Mapping[str, Tensor], kind: Kind) -> Tensor:
     return matrix
 
 
-def effects(direct: Direct, examples: Sequence[Choice], kind: Kind) -> Sums:
+def effects(direct: Direct, examples: Sequence[AnswerPair], kind: Kind) -> Sums:
     """Of one batch: every head's sum [layers, heads], the tokens that were read, and those of the answers."""
     direct.need_gradients("inducing heads")
     answers = [getattr(example, kind) for example in examples]

@@ -35,9 +35,9 @@ from ...plugin.core.edits import Add, Input, InputProbe, OutputProbe
 from ...plugin.tracing.words import characters
 from ..data.conflicts import CALIBRATION
 from ..data.premises import premises
+from ..data.tokenised import AnswerPair
 from ..job import Job, Sums, rounded
 from .direct import Direct, Edits, copies
-from .importance import Choice
 from .presence import asked
 
 MASK = " XXXX"
@@ -100,7 +100,7 @@ def text_pairs(tokenizer: Any) -> list[Pair]:
     return found
 
 
-def premise_choices(tokenizer: Any) -> list[Choice]:
+def premise_choices(tokenizer: Any) -> list[AnswerPair]:
     """The same questions with the true and the false object as right and wrong answers."""
     found = []
     for premise in premises(CALIBRATION):
@@ -108,7 +108,7 @@ def premise_choices(tokenizer: Any) -> list[Choice]:
         (prompt, right), (_, wrong) = (
             encode_answer(tokenizer, opened, answer[0]) for answer in (premise.true, premise.false)
         )
-        found.append(Choice(prompt, right, wrong))
+        found.append(AnswerPair(prompt, right, wrong))
     return found
 
 

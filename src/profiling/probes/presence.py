@@ -15,26 +15,26 @@ from ...common.errors import CalibrationError
 from ...models.prompting import batch_inputs
 from ...models.samples import Example
 from ...plugin.core.families import find_family
-from .importance import Choice
+from ..data.tokenised import AnswerPair
 
 ANSWERS = ("Yes", "No")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PresenceQuestion:
     """A question about the thing `name`, which is in the picture or not."""
 
     name: str
     there: bool
-    choice: Choice
+    choice: AnswerPair
 
 
-def choices(model: Any, processor: Any, examples: Sequence[Example], *, seed: int = 0) -> list[Choice]:
+def choices(model: Any, processor: Any, examples: Sequence[Example], *, seed: int = 0) -> list[AnswerPair]:
     """The questions of `asked`."""
     return [question.choice for question in asked(model, processor, examples, seed=seed)]
 
 
-def asked(model: Any, processor: Any, examples: Sequence[Example], *, seed: int = 0) -> list[Asked]:
+def asked(model: Any, processor: Any, examples: Sequence[Example], *, seed: int = 0) -> list[PresenceQuestion]:
     """For each example one question about a thing that is there and one about a thing that is only in other pictures.
 
     Raises:
@@ -53,8 +53,8 @@ def asked(model: Any, processor: Any, examples: Sequence[Example], *, seed: int 
                 name = rng.choice(pool)
                 inputs = batch_inputs(model, processor, [replace(example, text=testbed.QUESTION.format(name))])
                 pictures = {key: inputs[key] for key in vision if isinstance(inputs.get(key), Tensor)}
-                choice = Choice(inputs["input_ids"][0].tolist(), right, wrong, pictures)
-                found.append(Asked(name, pool is present, choice))
+                choice = AnswerPair(inputs["input_ids"][0].tolist(), right, wrong, pictures)
+                found.append(PresenceQuestion(name, pool is present, choice))
     if not found:
         raise CalibrationError("the questions for a model that sees need pictures whose objects are boxed: none are")
     return found

@@ -32,7 +32,7 @@ Variant = Literal["released", "paper"]
 
 
 @dataclass(frozen=True)
-class Run:
+class AnsweredTrial:
     """One answered prompt and what each head scored in it [layers, heads]."""
 
     trial: Trial
@@ -67,11 +67,11 @@ class Scorer:
             raise CalibrationError(f"unknown retrieval variant {variant!r}: choose released or paper")
         self.reader, self.pointers, self.variant = Reader(direct, tokenizer), Pointers(direct), variant
 
-    def run(self, trial: Trial) -> Run:
+    def run(self, trial: Trial) -> AnsweredTrial:
         self.reader.read(trial.ids)
         copied = torch.zeros(*self.pointers.at.shape, trial.stop - trial.start)
         answer = self.reader.answer(self.pointers.edits, each=partial(_count, copied, trial, self.pointers))[0]
-        return Run(trial, answer, (copied if self.variant == "released" else copied.clamp(max=1)).mean(-1))
+        return AnsweredTrial(trial, answer, (copied if self.variant == "released" else copied.clamp(max=1)).mean(-1))
 
 
 def runs(
@@ -81,7 +81,7 @@ def runs(
     variant: Variant = "released",
     advance: Callable[[str, int], None] = lambda name, total: None,
     **how: Any,
-) -> list[Run]:
+) -> list[AnsweredTrial]:
     """Answer every needle trial and score the heads.
 
     Args:
@@ -106,7 +106,7 @@ def _count(copied: Tensor, trial: Trial, pointers: Pointers, tokens: list[int]) 
     copied += (place == torch.arange(len(needle))) & (needle == tokens[0])
 
 
-def average(done: Sequence[Run]) -> Tensor:
+def average(done: Sequence[AnsweredTrial]) -> Tensor:
     """Mean scores of the runs that passed [layers, heads].
 
     Raises:
@@ -145,7 +145,7 @@ def measure(job: Job, *, stage: str = "runs", variant: Variant = "released", **h
     return RetrievalHeads(scores=rounded(seen["scores"] / seen["passed"]), source=None)
 
 
-def _none_passed(count: int, run: Run | None) -> CalibrationError:
+def _none_passed(count: int, run: AnsweredTrial | None) -> CalibrationError:
     """The error, with one of the runs for an example."""
     said = (
         ""
@@ -160,7 +160,7 @@ def _none_passed(count: int, run: Run | None) -> CalibrationError:
     )
 
 
-def record(done: Sequence[Run], seed: int) -> dict[str, Any]:
+def record(done: Sequence[AnsweredTrial], seed: int) -> dict[str, Any]:
     """What was run, for reports."""
     rows = [
         {

@@ -27,8 +27,9 @@ from sightline import UnsupportedModelError
 from sightline.benchmarks.runner.evaluate import Place, evaluate, fingerprint
 from sightline.plugin.core.edits import Gain
 from sightline.plugin.core.shards import Shard
+from sightline.profiling.data.tokenised import AnswerPair
 from sightline.profiling.probes.direct import Direct
-from sightline.profiling.probes.importance import Choice, effects
+from sightline.profiling.probes.importance import effects
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -176,7 +177,7 @@ def gradient(model: Any) -> None:
 def gradients(model: Any) -> None:
     """A profile that takes gradients of head outputs."""
     with Direct(model) as direct:
-        effects(direct, [Choice([3, 4], [5], [6])], "right")
+        effects(direct, [AnswerPair([3, 4], [5], [6])], "right")
 
 
 def main(rank: int, folder: Path) -> None:

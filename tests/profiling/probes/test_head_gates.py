@@ -13,11 +13,11 @@ import torch
 from sightline.common.errors import CalibrationError, UnsupportedModelError
 from sightline.models.samples import Example, Region
 from sightline.plugin.core.host import Host
+from sightline.profiling.data.tokenised import AnswerPair
 from sightline.profiling.job import Job, Partial
 from sightline.profiling.probes import head_gates as gates
 from sightline.profiling.probes import word_heads as words
 from sightline.profiling.probes.direct import Direct
-from sightline.profiling.probes.importance import Choice
 from transformers.utils.quantization_config import QuantizationMethod
 
 from tests.helpers import tiny
@@ -26,7 +26,7 @@ from tests.helpers.profiling_stub import Processor, job
 
 HELPS, HARMS = (3, 1), (2, 6)  # of different key heads
 TARGET = 123
-EXAMPLES = [Choice([11 + n, 40, 77 - n], [TARGET], [5]) for n in range(12)]
+EXAMPLES = [AnswerPair([11 + n, 40, 77 - n], [TARGET], [5]) for n in range(12)]
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_the_gates_make_right_answers_more_probable(tmp_path: Path) -> None:
 def test_one_step_follows_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient by finite differences of the objective, hooks on the output projections for gates."""
     model = tiny.fresh("llama").model.double()
-    examples = [Choice([11, 40, 77], [90, 31], [5]), Choice([15, 60, 33, 21], [44], [5])]
+    examples = [AnswerPair([11, 40, 77], [90, 31], [5]), AnswerPair([15, 60, 33, 21], [44], [5])]
     theta = torch.randn(tiny.LAYERS, tiny.HEADS, generator=torch.Generator().manual_seed(0)) * 2
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ def test_an_interrupted_fit_continues_to_the_same_gates(
 
 def test_gates_refuse(tmp_path: Path) -> None:
     model = tiny.get("llama").model
-    for examples in ([], [Choice([], [1], [2])], [Choice([1], [], [2])]):
+    for examples in ([], [AnswerPair([], [1], [2])], [AnswerPair([1], [], [2])]):
         with pytest.raises(CalibrationError, match="need examples"):
             gates.head_gates(work_on(model, tmp_path), examples)
     model = tiny.fresh("llama").model

@@ -25,8 +25,9 @@ from sightline.plugin.calibration.sections import Sink
 from sightline.plugin.core.host import Host
 from sightline.profiling.data import conflicts, facts, needles, texts
 from sightline.profiling.data.needles import NEEDLES, Needle
+from sightline.profiling.data.tokenised import AnswerPair, Conflict, Continuation
 from sightline.profiling.job import Job, Partial
-from sightline.profiling.probes import conflict, importance, retrieval
+from sightline.profiling.probes import conflict, importance, masking, retrieval
 from sightline.profiling.probes.direct import Direct, Reader
 
 from studies import heads as study
@@ -429,18 +430,18 @@ def test_needle_runs_are_continued_and_survive_a_full_memory(tmp_path: Path, mon
 def test_masking_the_head_that_copies_loses_the_needle(mode: Any) -> None:
     model, tokenizer, needle = _copying_model()
     masks = [(), (COPY,), ((0, 0), (0, 1), (1, 0))]
-    passed = needles.passes(model, tokenizer, masks, mode=mode, needles=[needle], **COPYING)
+    passed = masking.passes(model, tokenizer, masks, mode=mode, needles=[needle], **COPYING)
     assert passed.mean(1).tolist() == [1.0, 0.0, 1.0]
-    assert needles.accuracy(model, tokenizer, masked=[COPY], mode=mode, needles=[needle], **COPYING) == 0.0
-    assert needles.accuracy(model, tokenizer, masked=[], mode=mode, needles=[needle], **COPYING) == 1.0
+    assert masking.accuracy(model, tokenizer, masked=[COPY], mode=mode, needles=[needle], **COPYING) == 0.0
+    assert masking.accuracy(model, tokenizer, masked=[], mode=mode, needles=[needle], **COPYING) == 1.0
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
     model, tokenizer, needle = _copying_model()
     with pytest.raises(CalibrationError, match="2-0"):
-        needles.accuracy(model, tokenizer, masked=[(2, 0)], needles=[needle], **COPYING)
+        masking.accuracy(model, tokenizer, masked=[(2, 0)], needles=[needle], **COPYING)
     with pytest.raises(CalibrationError, match="choose output or query"):
-        needles.accuracy(model, tokenizer, masked=[], mode="zero", needles=[needle], **COPYING)  # type: ignore[arg-type]
+        masking.accuracy(model, tokenizer, masked=[], mode="zero", needles=[needle], **COPYING)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["output", "query"])
@@ -607,7 +608,7 @@ def _finite_importance(model: Any) -> torch.Tensor:
 
 
 def _importance(model: Any, batch: int) -> torch.Tensor:
-    examples = [importance.Choice(prompt, answer, []) for prompt, answer in SEQUENCES]
+    examples = [AnswerPair(prompt, answer, []) for prompt, answer in SEQUENCES]
     work = _job(model, batch=batch)
     with Direct(model) as direct:
         return importance.importance(
@@ -635,7 +636,7 @@ def test_importance_does_not_depend_on_the_batch_and_leaves_no_gradient(family: 
 def test_inducing_scores_follow_the_formula() -> None:
     model = tiny.fresh("llama").model
     pairs = [((11, 40, 77), (90, 31), (25,)), ((15, 60), (200,), (33, 120)), ((9, 8, 7, 6), (44,), (45,))]
-    examples = [importance.Choice(*map(list, pair)) for pair in pairs]
+    examples = [AnswerPair(*map(list, pair)) for pair in pairs]
     calls: list[tuple[str, int, int]] = []
     work = _job(model, batch=2, advance=lambda *call: calls.append(call))
     section = importance.inducing_heads(work, examples, scale=7)
@@ -654,7 +655,7 @@ def test_inducing_scores_follow_the_formula() -> None:
 
 def test_inducing_heads_need_examples() -> None:
     model = tiny.get("llama").model
-    for examples in ([], [importance.Choice([], [1], [2])], [importance.Choice([1], [], [2])]):
+    for examples in ([], [AnswerPair([], [1], [2])], [AnswerPair([1], [], [2])]):
         with pytest.raises(CalibrationError, match="need examples"):
             importance.inducing_heads(_job(model), examples)
 
@@ -662,13 +663,13 @@ def test_inducing_heads_need_examples() -> None:
 # --- JuICE ------------------------------------------------------------------------------------------------------------
 
 
-def _conflicts(seed: int, count: int) -> list[conflict.Conflict]:
+def _conflicts(seed: int, count: int) -> list[Conflict]:
     rng = random.Random(seed)
 
-    def asked(size: int, target: int) -> conflict.Asked:
-        return conflict.Asked(*([rng.randrange(*tiny.TEXT) for _ in range(n)] for n in (size, target)))
+    def asked(size: int, target: int) -> Continuation:
+        return Continuation(*([rng.randrange(*tiny.TEXT) for _ in range(n)] for n in (size, target)))
 
-    return [conflict.Conflict(asked(4, 1), asked(6, 2), asked(9, 2)) for _ in range(count)]
+    return [Conflict(asked(4, 1), asked(6, 2), asked(9, 2)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("rows", [5, 4096])
@@ -730,7 +731,7 @@ def test_conflict_heads_split_factors_by_their_sign() -> None:
         ([], {}, "at least one example"),
         (_conflicts(0, 1), {"enlarge": (1, -1)}, "above 0"),
         (_conflicts(0, 1), {"suppress": ()}, "at least one of each"),
-        ([conflict.Conflict(*[conflict.Asked([4], [])] * 3)], {}, "empty prompt or target"),
+        ([Conflict(*[Continuation([4], [])] * 3)], {}, "empty prompt or target"),
     ],
 )
 def test_conflict_heads_refuse(examples: Any, how: dict[str, Any], says: str) -> None:
