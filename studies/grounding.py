@@ -54,9 +54,9 @@ LAST_PLACE = 8  # mentions from here on share a stratum
 
 @dataclass
 class Cases:
-    """The object words of a split: whether each is hallucinated, its scene, its place among its caption's mentions, and
+    """The object words of a split, all [cases].
 
-    its signals, all [cases].
+    Whether each is hallucinated, its scene, its place among its caption's mentions, and its signals.
     """
 
     scenes: int

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path: Path) -> None:
@@ -12,3 +15,21 @@ def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path: Path) -> 
     (tmp_path / "sightline").mkdir()
     command = [sys.executable, "-c", "import sightline; sightline.attach"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_docstring_begins_with_a_sentence() -> None:
+    """A summary line that a blank line or a line end breaks reads as noise in help and editors."""
+    found = []
+    for folder in ("src", "studies"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                    summary = (ast.get_docstring(node) or ".").split("\n")[0]
+                    if not summary.endswith((".", "?", ":")):
+                        found.append(f"{path.relative_to(ROOT)}: {summary}")
+    assert found == []
+
+
+def test_no_file_outgrows_a_reader() -> None:
+    long = {path.name: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "src").rglob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 350} == {}

@@ -95,7 +95,7 @@ def command(
 
     from ..benchmarks.benchmark import OWN, Source
     from ..benchmarks.runner import suite
-    from ..benchmarks.runner.evaluate import Place, Settings, evaluate, score_answers
+    from ..benchmarks.runner.evaluate import Place, ReplySettings, evaluate, score_answers
     from ..benchmarks.runner.plan import named
     from ..benchmarks.runner.tables import terminal
     from ..common.files import check_writable, write_json
@@ -166,7 +166,7 @@ def command(
                 configs,
                 folder,
                 calibration=calibration,
-                settings=Settings(max_new_tokens, batch, seed),
+                settings=ReplySettings(max_new_tokens, batch, seed),
                 advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
             )
         if found is None:

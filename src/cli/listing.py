@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def catalogue(name: str | None = None) -> list[dict[str, Any]]:
-    """The registered methods, JSON-ready: `name`, `summary`, `source`, `cost`, `needs` and `settings` (`name`, `type`,
-    `default`, `description`).
+    """The registered methods, JSON-ready.
+
+    Each has `name`, `summary`, `source`, `cost`, `needs` and `settings` (`name`, `type`, `default`, `description`).
 
     Raises:
         ConfigError: no method of that name.

@@ -200,8 +200,11 @@ app.command()(benchmarks.report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for a mistake that the user can mend (one line on
-    standard error), 1 for a fault of ours (one line, and the traceback in a file)."""
+    """Run the command line and return the exit status.
+
+    0; 2 for a mistake that the user can mend (one line on standard error); 1 for a fault of ours (one line, and the
+    traceback in a file).
+    """
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="sightline", standalone_mode=False)
         if status == _INTERRUPTED:  # typer turns Ctrl-C into this status

@@ -26,9 +26,10 @@ COLUMNS = 4
 
 
 def explained(plug: Plug, processor: Any, inputs: Mapping[str, Any], picture: Image.Image) -> dict[str, Any]:
-    """What `Plug.words` says of the only answer: the text `marked`, `words`, `rule` in a sentence, the `sheet` of panels,
+    """What `Plug.words` says of the only answer, to show it.
 
-    or None and a `note` that says why there is none.
+    `marked`, the text; `words`; `rule`, in a sentence; and `sheet`, the panels, or None and a `note` that says why there
+    are none.
     """
     words = plug.words
     weak = [word for word in words if word["weak"]]

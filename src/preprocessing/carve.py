@@ -136,9 +136,10 @@ class Look:
 
 
 class _Gaze(Session):
-    """steps: A_Q / (A_G + lambda), summed over layers, at each answer token [B, most image tokens]; question rows come
+    """Looks where the question looks more than the general instruction does.
 
-    first in the batch, then as many of the general instruction.
+    steps: A_Q / (A_G + lambda), summed over layers, at each answer token [B, most image tokens]. Question rows come first
+    in the batch, then as many of the general instruction.
     """
 
     def __init__(self, method: Carve, layout: Layout):

@@ -17,9 +17,10 @@ Refine = Literal["mask and crop", "mask", "crop"]
 
 
 def strongest(heat: Floats, top: float, regions: int | None) -> Mask:
-    """The pixels to keep: the share `top` with the largest values, and of the regions that they form the `regions` whose
+    """The pixels to keep: the share `top` with the largest values, in their strongest regions.
 
-    values add up to most (none: a fifth of the regions, at least three). A flat map keeps all. NaN is never kept.
+    Of the regions that they form those `regions` stay whose values add up to most (None: a fifth of the regions, at least
+    three). A flat map keeps all. NaN is never kept.
     """
     values = heat[~np.isnan(heat)]
     count = max(1, round(top * values.size))

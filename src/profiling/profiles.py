@@ -29,9 +29,9 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Profile:
-    """What is measured under a name, and the section it makes. `sees` and `reads`: part of `all` for models with and
+    """What is measured under a name, and the section it makes.
 
-    without pictures. `pictures`: it cannot be measured without.
+    sees, reads: part of `all` for models with and without pictures. pictures: it cannot be measured without.
     """
 
     section: str

@@ -66,6 +66,8 @@ def test_one_stalled_batch_does_not_move_the_time() -> None:
 def test_a_time_that_is_noise_is_not_quoted() -> None:
     noisy = {"time_ratio": 1.4, "times": {"chair": relative_time([1.0, 1.4, 2.6, 0.9], [1.0] * 4)}}
     assert relative(noisy, "chair").joined() == "noisy (0.97–1.70)"
+    alone = {"time_ratio": 1.4, "times": {"chair": relative_time([1.4], [1.0])}}
+    assert relative(alone, "chair").joined() == "1.40 (1 batch)"
     none = {"time_ratio": 0.0, "times": {"chair": relative_time([], [])}}
     assert relative(none, "chair").joined() == ""
     assert relative({"time_ratio": 1.25}, "chair").joined() == "1.25"  # a result from before

@@ -14,7 +14,7 @@ from sightline.benchmarks.benchmark import Source
 from sightline.benchmarks.harness import engines
 from sightline.benchmarks.harness.lm import SightlineLM, register
 from sightline.benchmarks.runner import suite
-from sightline.benchmarks.runner.evaluate import Settings, evaluate
+from sightline.benchmarks.runner.evaluate import ReplySettings, evaluate
 from sightline.benchmarks.runner.plan import named
 from sightline.common.errors import ConfigError
 
@@ -87,7 +87,7 @@ def test_scores_equal_those_of_our_own_command(smollm2: Any, texts: Path, tmp_pa
     benchmark, configs = suite.read(name, source), named(["decore"])
     settings = {"benchmark": benchmark, "source": source, "batch": 4}
     found = engines.run("lm-eval", *smollm2, configs, tmp_path / "harness", **settings)
-    own = evaluate(benchmark, *smollm2, configs, tmp_path / "own", settings=Settings(None, 4, 0))
+    own = evaluate(benchmark, *smollm2, configs, tmp_path / "own", settings=ReplySettings(None, 4, 0))
     assert found is not None
     assert own is not None
     for entry in own["runs"]:

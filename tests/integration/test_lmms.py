@@ -17,7 +17,7 @@ from sightline.benchmarks.benchmark import Benchmark, Source
 from sightline.benchmarks.harness import engines, offline
 from sightline.benchmarks.harness.lmms import Sightline, SightlineChat
 from sightline.benchmarks.runner import suite
-from sightline.benchmarks.runner.evaluate import Settings, evaluate
+from sightline.benchmarks.runner.evaluate import ReplySettings, evaluate
 from sightline.benchmarks.runner.plan import named
 from sightline.common.errors import ConfigError, SightlineError, UnsupportedModelError
 from sightline.common.readers import DataError
@@ -49,7 +49,7 @@ def test_scores_equal_those_of_our_own_command(
     configs = named(["vhr"])
     settings = {"benchmark": benchmark, "source": source, "batch": 8, "simple": simple}
     found = engines.run("lmms-eval", *embedded, configs, tmp_path / "harness", **settings)
-    own = evaluate(benchmark, *embedded, configs, tmp_path / "own", settings=Settings(None, 8, 0))
+    own = evaluate(benchmark, *embedded, configs, tmp_path / "own", settings=ReplySettings(None, 8, 0))
     assert found is not None
     assert own is not None
     scores = found["tasks"][f"sightline_{name}"]

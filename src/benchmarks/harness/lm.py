@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 
-from ...common.errors import ConfigError
-from ...models.loading import check_whole, load_model
+from ...common.chat import text_tokenizer
 from ...plugin.config import Config
-from ..runner.plan import Plan
+from .adapter import adapted
 
 Request = tuple[Any, list[int], list[int]]
 """What lm-eval asks to score: the texts, the context's token ids and the answer's."""
@@ -41,37 +39,24 @@ class SightlineLM(HFLM):
         processor: Any = None,
         **others: Any,
     ):
-        """
-        Args:
-            pretrained: see `loading.load_model`; or a model in eval mode, which brings its `processor` (tokenizer).
-            config: a method's name, a YAML file, a dict of that shape; None for the plain model.
-            calibration: a calibration file instead of the configuration's or the shipped one.
-            dtype: number type of the model.
-            device: a torch device or "auto"; by default, and for "cuda", the one that accelerate gives this process.
-            batch_size: rows of one batch.
-            others: arguments of lm-eval's `hf` that do not load a model (`max_length`, `add_bos_token`, ...).
+        """Take what `adapted` takes.
 
-        Raises:
-            SightlineError: the model cannot be loaded, or the configuration does not fit it.
+        others: arguments of lm-eval's `hf` that do not load a model (`max_length`, `add_bos_token`, ...).
         """
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else torchrun's processes would each do all
-        if isinstance(pretrained, str):
-            place = str(accelerator.device) if device in (None, "cuda") else str(device)
-            pretrained, processor = load_model(pretrained, dtype=dtype, device=place)
-        check_whole(pretrained, accelerator.num_processes)
-        if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ConfigError(f"--batch_size {batch_size!r}: give a number of rows")
-        tokenizer = getattr(processor, "tokenizer", processor)
-        super().__init__(pretrained, tokenizer=tokenizer, batch_size=batch_size, backend="causal", **others)
+        made = adapted(
+            pretrained,
+            processor,
+            config=config,
+            calibration=calibration,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+        )
+        tokenizer = text_tokenizer(made.processor)
+        super().__init__(made.model, tokenizer=tokenizer, batch_size=batch_size, backend="causal", **others)
         # lm-eval takes a loaded model for a single process's: say which one of how many this is.
-        self.accelerator = accelerator
-        self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
-        self.plan = Plan()
-        if config is not None:
-            chosen = None if calibration is None else Path(calibration)
-            self.plan = Plan.of(Config.load(config), chosen, pretrained)
-        with self._attached():
-            pass  # a configuration that does not fit should fail now
+        self.accelerator, self.plan = made.accelerator, made.plan
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
 
     def _attached(self) -> Any:
         return self.plan.attached(self.model, self.tokenizer)

@@ -13,19 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
 
 from ...common.chat import render, text_tokenizer
-from ...common.errors import ConfigError, UnsupportedModelError
+from ...common.errors import UnsupportedModelError
 from ...common.pictures import open_image
-from ...models.loading import check_whole, load_model
 from ...models.prompting import encoded
 from ...plugin.config import Config
-from ..runner.plan import Plan
+from .adapter import adapted
 
 NEW_TOKENS = 1024
 """Longest reply where a task does not say; lmms-eval's own models take as many."""
@@ -55,36 +52,21 @@ class Sightline(lmms):
         max_batch_size: int | None = None,
         processor: Any = None,
     ):
-        """
-        Args:
-            pretrained: see `loading.load_model`; or a model in eval mode, which brings its `processor`.
-            config: a method's name, a YAML file, a dict of that shape; None for the plain model.
-            calibration: a calibration file instead of the configuration's or the shipped one.
-            dtype: number type of the model.
-            device: a torch device or "auto"; by default, and for "cuda", the one that accelerate gives this process.
-            batch_size: rows of one `generate` call.
-            max_batch_size: lmms-eval passes it on; nothing here is adaptive.
-
-        Raises:
-            SightlineError: the model cannot be loaded, or the configuration does not fit it.
-        """
+        """Take what `adapted` takes; `max_batch_size` is passed on by lmms-eval, but nothing here is adaptive."""
         super().__init__()
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())  # else torchrun's processes would each do all
+        made = adapted(
+            pretrained,
+            processor,
+            config=config,
+            calibration=calibration,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+        )
+        self.accelerator, self.plan = made.accelerator, made.plan
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        if isinstance(pretrained, str):
-            place = str(self.accelerator.device) if device in (None, "cuda") else str(device)
-            pretrained, processor = load_model(pretrained, dtype=dtype, device=place)
-        check_whole(pretrained, self._world_size)
-        if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ConfigError(f"--batch_size {batch_size!r}: give a number of rows")
-        self.model, self.processor, self.batch_size = pretrained, processor, int(batch_size)
-        self.device = pretrained.device  # where the evaluator counts requests of all processes
-        self.plan = Plan()
-        if config is not None:
-            chosen = None if calibration is None else Path(calibration)
-            self.plan = Plan.of(Config.load(config), chosen, pretrained)
-        with self.plan.attached(self.model, self.processor):
-            pass  # a configuration that does not fit should fail now
+        self.model, self.processor, self.batch_size = made.model, made.processor, made.batch
+        self.device = made.model.device  # where the evaluator counts requests of all processes
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> lmms:

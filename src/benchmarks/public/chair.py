@@ -137,8 +137,11 @@ class Chair:
 
     @property
     def values(self) -> dict[str, object]:
-        """The scores as plain numbers. Rates are fractions, `words` and `mentions` are means per caption, `silent`
-        counts captions that name no object, `empty` those without a word; both stay in every mean."""
+        """The scores as plain numbers.
+
+        Rates are fractions, `words` and `mentions` are means per caption, `silent` counts captions that name no object,
+        `empty` those without a word; both stay in every mean.
+        """
         scores: dict[str, object] = {key: ratio.value for key, ratio in self.ratios.items()}
         return scores | {
             "n": len(self.flags),

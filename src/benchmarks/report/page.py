@@ -233,7 +233,7 @@ def _calibrations(results: Sequence[Mapping[str, Any]]) -> list[Chart]:
     ]
 
 
-def _harness(folder: Folder) -> Iterator[tuple[str, tables.Grid]]:
+def _harness(folder: Folder) -> Iterator[tuple[str, tables.TextTable]]:
     """The tables of lmms-eval or lm-eval."""
     result = folder.result or {}
     for task, runs in result.get("tasks", {}).items():

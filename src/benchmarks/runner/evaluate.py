@@ -33,7 +33,7 @@ RESULT, SAMPLES, SUMMARY, PICTURES = "result.json", "samples.jsonl", "summary.md
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReplySettings:
     """How replies are made: longest reply in tokens (None: the benchmark's), rows of a batch, bootstrap seed."""
 
     new_tokens: int | None = None
@@ -66,7 +66,7 @@ def evaluate(
     out: Path,
     *,
     calibration: Path | None = None,
-    settings: Settings | None = None,
+    settings: ReplySettings | None = None,
     place: Place | None = None,
     advance: Callable[[str, int], None] = lambda name, total: None,
 ) -> dict[str, Any] | None:
@@ -89,7 +89,7 @@ def evaluate(
     Raises:
         SightlineError: a configuration does not fit the model, or the folder belongs to another evaluation.
     """
-    settings, place = settings or Settings(), place or Place.here()
+    settings, place = settings or ReplySettings(), place or Place.here()
     check_whole(model, place.processes)
     new_tokens = settings.new_tokens or benchmark.new_tokens
     chosen = plans(configs, model, processor, calibration=calibration)
@@ -183,7 +183,7 @@ def write_samples(benchmark: Benchmark, replies: Mapping[str, Sequence[Reply]], 
 
     Pictures that no file holds are saved beside it.
     """
-    lines, pictures = [], Pictures(out)
+    lines, pictures = [], PictureFolder(out)
     for number, sample in enumerate(benchmark.samples):
         row: dict[str, Any] = {"id": sample.id, "text": sample.text}
         row |= {} if sample.image is None else {"image": pictures.place(sample.image)}
@@ -193,7 +193,7 @@ def write_samples(benchmark: Benchmark, replies: Mapping[str, Sequence[Reply]], 
     write_text(out / SAMPLES, "".join(lines))
 
 
-class Pictures:
+class PictureFolder:
     """Where pictures lie: files stay where they are, others are saved in the folder, each once."""
 
     def __init__(self, out: Path):

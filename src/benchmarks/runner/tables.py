@@ -12,10 +12,10 @@ from ..benchmark import Benchmark
 if TYPE_CHECKING:
     from rich.table import Table
 
-Scored = Benchmark | type[Benchmark]
+AnyBenchmark = Benchmark | type[Benchmark]
 SPLIT, RUN = "split", "run"
-NOISE = 0.2
-"""A time is quoted where half of the batches lie closer together than this share of it."""
+NOISE, FEW = 0.2, 3
+"""A time is quoted where half of the batches lie closer together than this share of it; of fewer batches it says how many."""
 TIME = (
     "time: of a batch against {}, the median over batches; noisy, with the quartiles, where these lie more than "
     f"{100 * NOISE:.0f} % of it apart."
@@ -35,14 +35,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """Headings, and rows of as many cells. Rows of one split stand together."""
 
     header: list[str]
     rows: list[list[Cell]]
 
 
-def scores(result: Mapping[str, Any], benchmark: Scored) -> Grid:
+def scores(result: Mapping[str, Any], benchmark: AnyBenchmark) -> TextTable:
     """A row for each split and run, a column for each score that one of them has; intervals behind the scores."""
     parts = list(_parts(result, benchmark))
     columns = [key for key in benchmark.columns if any(key in values for _, _, values, _, _ in parts)]
@@ -50,10 +50,10 @@ def scores(result: Mapping[str, Any], benchmark: Scored) -> Grid:
     for split, entry, values, intervals, _ in parts:
         cells = [_score(values.get(key), intervals.get(key), key in benchmark.percent) for key in columns]
         rows.append([*_names(split, entry), *cells, relative(entry, benchmark.name)])
-    return Grid([*_first(parts), *(benchmark.columns[key] for key in columns), "time"], rows)
+    return TextTable([*_first(parts), *(benchmark.columns[key] for key in columns), "time"], rows)
 
 
-def differences(result: Mapping[str, Any], benchmark: Scored) -> Grid:
+def differences(result: Mapping[str, Any], benchmark: AnyBenchmark) -> TextTable:
     """A row for each split and run that is compared: paired differences, in points where the score is a percentage."""
     parts = [part for part in _parts(result, benchmark) if part[1]["against"] is not None]
     columns = [key for key in benchmark.columns if any(key in changes for *_, changes in parts)]
@@ -65,17 +65,19 @@ def differences(result: Mapping[str, Any], benchmark: Scored) -> Grid:
             found = changes.get("mcnemar")
             cells.append(Cell(f"+{found['gained']} -{found['lost']}, p = {found['p']:.3g}" if found else ""))
         rows.append([*_names(split, entry), *cells])
-    return Grid([*_first(parts), *(benchmark.columns[key] for key in columns), *(["McNemar"] if tested else [])], rows)
+    return TextTable(
+        [*_first(parts), *(benchmark.columns[key] for key in columns), *(["McNemar"] if tested else [])], rows
+    )
 
 
-def harness(runs: Mapping[str, Mapping[str, float]]) -> Grid:
+def harness(runs: Mapping[str, Mapping[str, float]]) -> TextTable:
     """A row for each run, a column for each score, as a harness names them."""
     keys = list(dict.fromkeys(key for found in runs.values() for key in found))
     rows = [
         [Cell(name), *(Cell(f"{found[key]:.4f}" if key in found else "") for key in keys)]
         for name, found in runs.items()
     ]
-    return Grid([RUN, *keys], rows)
+    return TextTable([RUN, *keys], rows)
 
 
 def relative(entry: Mapping[str, Any], benchmark: str) -> Cell:
@@ -86,10 +88,12 @@ def relative(entry: Mapping[str, Any], benchmark: str) -> Cell:
         return Cell("")
     if known is not None and known["high"] - known["low"] > NOISE * ratio:
         return Cell("noisy", f"{known['low']:.2f}–{known['high']:.2f}")
+    if known is not None and known["batches"] < FEW:
+        return Cell(f"{ratio:.2f}", "1 batch" if known["batches"] == 1 else f"{known['batches']} batches")
     return Cell(f"{ratio:.2f}")
 
 
-def kind(change: Mapping[str, Any], key: str, benchmark: Scored) -> str:
+def kind(change: Mapping[str, Any], key: str, benchmark: AnyBenchmark) -> str:
     """How a difference counts: open, unless its interval leaves zero out and the score has a better direction."""
     low, high = change["interval"]
     if low <= 0 <= high or key in benchmark.neutral:
@@ -97,7 +101,7 @@ def kind(change: Mapping[str, Any], key: str, benchmark: Scored) -> str:
     return "good" if (high < 0) == (key in benchmark.lower) else "bad"
 
 
-def markdown(result: Mapping[str, Any], benchmark: Scored) -> str:
+def markdown(result: Mapping[str, Any], benchmark: AnyBenchmark) -> str:
     """The tables, the notes and where the numbers come from, as a Markdown page."""
     return (
         f"# {benchmark.name}, {result['n']} samples\n\n{code(result['command'])}\n\n{legend(result)}\n\n"
@@ -106,7 +110,7 @@ def markdown(result: Mapping[str, Any], benchmark: Scored) -> str:
     )
 
 
-def body(result: Mapping[str, Any], benchmark: Scored) -> str:
+def body(result: Mapping[str, Any], benchmark: AnyBenchmark) -> str:
     """The tables and the notes as Markdown."""
     changes = differences(result, benchmark)
     notes = "".join(f"- {one_line(note)}\n" for note in result["notes"])
@@ -123,7 +127,7 @@ def made_with(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + f"\n\n{hashes}\n"
 
 
-def terminal(result: Mapping[str, Any], benchmark: Scored) -> list[Any]:
+def terminal(result: Mapping[str, Any], benchmark: AnyBenchmark) -> list[Any]:
     """The tables and notes for a terminal."""
     shown: list[Any] = [rich(f"{benchmark.name}, {result['n']} samples", scores(result, benchmark), legend(result))]
     changes = differences(result, benchmark)
@@ -142,7 +146,7 @@ def legend(result: Mapping[str, Any]) -> str:
     )
 
 
-def pipes(grid: Grid) -> str:
+def pipes(grid: TextTable) -> str:
     """A grid as a Markdown table."""
     rows = [grid.header, ["---"] * len(grid.header), *([cell.joined() for cell in row] for row in grid.rows)]
     return "".join("| " + " | ".join(one_line(text).replace("|", "\\|") for text in row) + " |\n" for row in rows)
@@ -160,7 +164,7 @@ def code(text: str) -> str:
     return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
 
 
-def rich(title: str, grid: Grid, caption: str) -> Table:
+def rich(title: str, grid: TextTable, caption: str) -> Table:
     """A grid for a terminal."""
     from rich import box
     from rich.markup import escape as plain_text
@@ -176,7 +180,7 @@ def rich(title: str, grid: Grid, caption: str) -> Table:
     return table
 
 
-def _parts(result: Mapping[str, Any], benchmark: Scored) -> Iterator[tuple[str | None, Any, Any, Any, Any]]:
+def _parts(result: Mapping[str, Any], benchmark: AnyBenchmark) -> Iterator[tuple[str | None, Any, Any, Any, Any]]:
     """(split or None, entry, scores, intervals, differences), the runs of a split together."""
     values = result["runs"][0][benchmark.name]
     split_up = all(isinstance(one, Mapping) for one in values.values())
@@ -202,7 +206,7 @@ def _score(value: Any, between: Sequence[float] | None, percent: bool) -> Cell:
     return Cell(f"{factor * value:.1f}", interval)
 
 
-def _change(change: Mapping[str, Any], key: str, benchmark: Scored) -> Cell:
+def _change(change: Mapping[str, Any], key: str, benchmark: AnyBenchmark) -> Cell:
     factor, (low, high) = 100 if key in benchmark.percent else 1, change["interval"]
     interval = f"{factor * low:+.1f} to {factor * high:+.1f}"
     return Cell(f"{factor * change['value']:+.1f}", interval, kind(change, key, benchmark))

@@ -35,7 +35,7 @@ TRACE = "trace"  # among the names: what each token leans on is recorded
 
 
 @dataclass(frozen=True)
-class Sample:
+class Timing:
     """One `generate` call: milliseconds (decode: per token) and peak memory in MB, by phase."""
 
     ms: dict[str, float]
@@ -96,7 +96,7 @@ def bench(
         subject.calibration = calibration or subject.calibration
         order = [PLAIN, *configs, AGAIN]
         total = len(order) * (repeats + 1)
-        rounds: list[dict[str, Sample]] = []
+        rounds: list[dict[str, Timing]] = []
         for number in range(repeats + 1):
             turn = order if number % 2 else order[::-1]
             samples = {}
@@ -142,9 +142,12 @@ def configuration(item: str) -> dict[str, Any] | str:
     return {"methods": [{name: {}} for name in names if name not in (*chosen, TRACE)], **decoder}
 
 
-def rows(rounds: Sequence[Mapping[str, Sample]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per configuration and phase. `ms` and `plain_ms` are medians over the rounds; `ratio` is over the ratios
-    of each round, to the mean of its two plain runs. The row of plain compares its second run with its first."""
+def rows(rounds: Sequence[Mapping[str, Timing]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per configuration and phase.
+
+    `ms` and `plain_ms` are medians over the rounds; `ratio` is over the ratios of each round, to the mean of its two
+    plain runs. The row of plain compares its second run with its first.
+    """
     table = []
     for name in names:
         measured = AGAIN if name == PLAIN else name
@@ -207,7 +210,7 @@ def table(result: Mapping[str, Any]) -> Table:
     return shown
 
 
-def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int, traced: bool = False) -> Sample:
+def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int, traced: bool = False) -> Timing:
     from transformers import StoppingCriteriaList
 
     options = {"calibration": subject.calibration, "processor": subject.processor}
@@ -230,7 +233,7 @@ def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int, traced
     return clock.sample()
 
 
-def _sample_naive(subject: Bench, config: Any, attach: Attach, new_tokens: int) -> Sample:
+def _sample_naive(subject: Bench, config: Any, attach: Attach, new_tokens: int) -> Timing:
     model = subject.model
     with attach(model, config, calibration=subject.calibration, processor=subject.processor) as plug:
         heads = plug.decoder.heads  # the ones that the plugin masks
@@ -267,9 +270,9 @@ class _Clock:
             self.decode_began = self._now()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
-    def sample(self) -> Sample:
+    def sample(self) -> Timing:
         """What was measured since `start`."""
-        return Sample(
+        return Timing(
             {"prefill": 1000 * self.prefill, "decode": 1000 * (self.last - self.decode_began) / (self.tokens - 1)},
             {"prefill": self.prefill_peak, "decode": self.memory.peak_mb()},
         )

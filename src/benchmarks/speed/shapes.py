@@ -158,8 +158,11 @@ def _shape(name: str, batch: int, prompt_tokens: int, dtype: str, device: str) -
 
 
 def _calibration(name: str, model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    """Calibration values for random weights: layers in proportion to the published LLaVA-1.5-7B ones, and a sink
-    threshold at which `SINK_SHARE` of the image tokens pass in the layers that VAR edits."""
+    """Calibration values for random weights, and the share of image tokens that are sinks under them.
+
+    Layers are in proportion to the published LLaVA-1.5-7B ones, and the sink threshold lets `SINK_SHARE` of the image
+    tokens pass in the layers that VAR edits.
+    """
     import torch
 
     text = model.config.text_config

@@ -218,9 +218,9 @@ def found_at(model: Any) -> str | None:
 
 
 def own_file(model: Any) -> Path:
-    """Where `sightline calibrate` writes a model's file, and where it is found: in the folder that the environment
+    """Where `sightline calibrate` writes a model's file, and where it is found.
 
-    variable SIGHTLINE_CALIBRATION names, else in the user's data folder.
+    It lies in the folder that the environment variable SIGHTLINE_CALIBRATION names, else in the user's data folder.
     """
     folder = os.environ.get(FOLDER)
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"

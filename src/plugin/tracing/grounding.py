@@ -20,9 +20,10 @@ UNSURE = math.log(2)
 
 
 def word_table(table: Sequence[Mapping[str, Any]], grounding: Grounding | None) -> list[dict[str, Any]]:
-    """One row per content word: `row`, `word`, its characters `start` to `end` in the answer's text, its tokens' first and
+    """One row per content word.
 
-    last `position`, the trace of the first, `score` (None without a calibrated one) and `weak`.
+    It has `row`, `word`, its characters `start` to `end` in the answer's text, its tokens' first and last `position`, the
+    trace of the first, `score` (None without a calibrated one) and `weak`.
 
     Args:
         table: `Plug.trace`, with texts and without special tokens.

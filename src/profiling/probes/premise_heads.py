@@ -49,9 +49,10 @@ TOKENS = 4096  # tokens of one batch of heads
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with a false premise and the same with it masked, token ids of the same length; the rows that are
+    """A prompt with a false premise and the same with it masked, token ids of the same length.
 
-    patched; the true answer's ids. pictures: the forward arguments that carry the prompt's pictures, for one row each.
+    rows: those that are patched. true: the true answer's ids. pictures: the forward arguments that carry the prompt's
+    pictures, for one row each.
     """
 
     clean: Sequence[int]

@@ -169,9 +169,10 @@ def _tokens(batch: Batch, layers: range, dims: list[int]) -> Sums:
 
 
 class _Tokens(Session):
-    """phi: how many tokens of each kind lie in each bin [layers, kinds, bins]. aligned: how many of them point along
+    """Counts tokens by their phi and their direction.
 
-    the first token [layers, kinds].
+    phi: how many tokens of each kind lie in each bin [layers, kinds, bins]. aligned: how many of them point along the
+    first token [layers, kinds].
     """
 
     def __init__(self, layout: Layout, facts: ModelFacts, layers: range, dims: list[int]):

@@ -25,7 +25,7 @@ from sightline import testbed
 from sightline.benchmarks.benchmark import Benchmark, Source
 from sightline.benchmarks.public.textqa import Choosing, Means
 from sightline.benchmarks.runner import suite
-from sightline.benchmarks.runner.evaluate import Place, Settings, evaluate, fingerprint, score_answers
+from sightline.benchmarks.runner.evaluate import Place, ReplySettings, evaluate, fingerprint, score_answers
 from sightline.benchmarks.runner.plan import named, plans
 from sightline.benchmarks.runner.run import batches, results, run
 from sightline.benchmarks.runner.store import Store, StoreError
@@ -36,7 +36,7 @@ from sightline.models.prompting import ask, batch_inputs
 from sightline.models.samples import Sample
 from typer.testing import CliRunner
 
-ONE = Settings(batch=1)
+ONE = ReplySettings(batch=1)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_scores_are_the_demos(embedded: tuple[Any, Any], tmp_path: Path) -> None
 
 def test_processes_share_and_merge_once(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = embedded
-    alone = evaluate(chair(5), model, processor, named(["vhr"]), tmp_path / "alone", settings=Settings(batch=2))
+    alone = evaluate(chair(5), model, processor, named(["vhr"]), tmp_path / "alone", settings=ReplySettings(batch=2))
     shared = [
         evaluate(
             chair(5),
@@ -91,7 +91,7 @@ def test_processes_share_and_merge_once(embedded: tuple[Any, Any], tmp_path: Pat
             processor,
             named(["vhr"]),
             tmp_path / "shared",
-            settings=Settings(batch=2),
+            settings=ReplySettings(batch=2),
             place=Place(rank, 3),
         )
         for rank in (2, 0, 1)
@@ -108,7 +108,7 @@ def test_processes_share_and_merge_once(embedded: tuple[Any, Any], tmp_path: Pat
             processor,
             named(["vhr"]),
             tmp_path / "shared",
-            settings=Settings(batch=2),
+            settings=ReplySettings(batch=2),
             place=Place(rank, 2),
         )
         for rank in (1, 0)
@@ -121,7 +121,9 @@ def test_pictures_heads_and_calibration_are_kept_for_the_report(embedded: tuple[
     model, processor = embedded
     bench = chair(3)
     for place in (Place(0, 2), Place(1, 2)):  # batches of 2 and 1, each by another process
-        result = evaluate(bench, model, processor, named(["vhr"]), tmp_path, settings=Settings(batch=2), place=place)
+        result = evaluate(
+            bench, model, processor, named(["vhr"]), tmp_path, settings=ReplySettings(batch=2), place=place
+        )
     assert result is not None
     wanted = 0
     for samples in (bench.samples[:2], bench.samples[2:]):
@@ -247,9 +249,9 @@ def test_evaluations_refuse_each_others_folders(embedded: tuple[Any, Any], tmp_p
     evaluate(chair(1), model, processor, {"mine": next(iter(named([strong]).values()))}, tmp_path)
     weak = {"mine": next(iter(named([{"methods": [{"vhr": {"alpha": 2.0}}]}]).values()))}
     for bench, configs, settings, what in (
-        (chair(1), weak, Settings(), "config"),
-        (chair(2), {}, Settings(), "data"),
-        (chair(1), {}, Settings(new_tokens=3), "new_tokens"),
+        (chair(1), weak, ReplySettings(), "config"),
+        (chair(2), {}, ReplySettings(), "data"),
+        (chair(1), {}, ReplySettings(new_tokens=3), "new_tokens"),
     ):
         with pytest.raises(StoreError, match=f"another {what}"):
             evaluate(bench, model, processor, configs, tmp_path, settings=settings)

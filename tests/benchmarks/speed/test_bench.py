@@ -101,8 +101,8 @@ def test_published_layers_for_the_7b_shape() -> None:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    def sample(ms: float) -> speed.Sample:
-        return speed.Sample({"prefill": ms, "decode": ms / 10}, {"prefill": 5.0, "decode": None})
+    def sample(ms: float) -> speed.Timing:
+        return speed.Timing({"prefill": ms, "decode": ms / 10}, {"prefill": 5.0, "decode": None})
 
     rounds = [
         {"plain": sample(99), "plain again": sample(101), "x": sample(110)},
