@@ -19,7 +19,7 @@ from ...common.readers import DataError, Notes, read_text, value
 from ...models.samples import Sample
 from ..benchmark import Benchmark, Source
 from . import coco
-from .chair import Chair, Vocabulary, chair
+from .chair import Chair, Vocabulary, Words, chair
 from .scenes import CAPTION_TOKENS, scene_name, scene_vocabulary, scenes
 
 PROMPT = "Please describe this image in detail."
@@ -48,7 +48,7 @@ class ChairBenchmark(Benchmark):
     options = frozenset({"prompt", "synonyms", "categories", "match"})
 
     truths: list[Collection[str]] = field(default_factory=list)
-    vocabulary: coco.Words = field(default_factory=lambda: Vocabulary([]))
+    vocabulary: Words = field(default_factory=lambda: Vocabulary([]))
 
     @classmethod
     def read(cls, source: Source) -> ChairBenchmark:

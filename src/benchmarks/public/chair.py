@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -47,6 +48,21 @@ class Mention:
     name: str
     start: int
     end: int
+
+
+class Words(Protocol):
+    """A way to find objects in text."""
+
+    names: frozenset[str]
+    """The canonical names of the objects."""
+
+    def category(self, name: str) -> str | None:
+        """The object that an annotated category is; None: an unknown one."""
+        ...
+
+    def mentions(self, text: str) -> list[Mention]:
+        """Every mention, in the order of the text."""
+        ...
 
 
 class Vocabulary:
@@ -83,7 +99,6 @@ class Vocabulary:
         }
 
     def category(self, name: str) -> str | None:
-        """The object that an annotated category is; None: an unknown one."""
         return next((mention.name for mention in self.mentions(name)), None)
 
     def mentions(self, text: str) -> list[Mention]:
@@ -161,7 +176,7 @@ class Chair:
         return rows
 
 
-def chair(captions: Sequence[str], truths: Sequence[Collection[str]], vocabulary: Vocabulary) -> Chair:
+def chair(captions: Sequence[str], truths: Sequence[Collection[str]], vocabulary: Words) -> Chair:
     """Score captions against the canonical names of the objects that are in each image.
 
     Raises:

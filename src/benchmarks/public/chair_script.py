@@ -50,7 +50,7 @@ _SLIPS: dict[str, str | None] = {
 
 
 class ScriptWords:
-    """Finds objects in text by the script's rule; the place of `chair.Vocabulary`.
+    """Finds objects in text by the script's rule, as `chair.Vocabulary` does by ours.
 
     Args:
         table: word -> category, both as the synonyms file has them.
@@ -70,11 +70,9 @@ class ScriptWords:
         self._singular |= _SLIPS if strict else {}
 
     def category(self, name: str) -> str | None:
-        """The object that an annotated category is; None: an unknown one."""
         return self._table.get(name.lower())
 
     def mentions(self, text: str) -> list[Mention]:
-        """Every mention, in the order of the text."""
         cut = tokens(text)
         words = [self._singular.get(token.text.lower()) or "" for token in cut]
         found: list[tuple[str, int, int]] = []  # a word, and the first and the last of its tokens

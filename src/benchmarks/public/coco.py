@@ -14,12 +14,11 @@ import yaml
 from ...common.readers import DataError, first_file, read_json, read_text, text, unique, value
 from ...common.validation import load_yaml, suggest
 from ..benchmark import OWN, STRICT, Source
-from .chair import Vocabulary
+from .chair import Vocabulary, Words
 from .chair_script import ScriptWords
 
 IMAGE_IDS = "image_ids.txt"
 INSTANCES = ("instances_val2014.json", "instances.json")
-Words = Vocabulary | ScriptWords
 
 
 @cache

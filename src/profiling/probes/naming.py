@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...benchmarks.public import coco
-from ...benchmarks.public.chair import Vocabulary
+from ...benchmarks.public.chair import Vocabulary, Words
 from ...common.chat import text_tokenizer
 from ...models.samples import Example
 
 LEGIBLE = 0.75  # share of a written word that an answer must hold in one piece to name it
 
 
-def vocabulary(examples: Sequence[Example]) -> Vocabulary:
+def vocabulary(examples: Sequence[Example]) -> Words:
     """The words for the objects of the examples, with synonyms where they are the testbed's or COCO's."""
     from ... import testbed
 
@@ -34,7 +34,7 @@ class Naming:
     share: float = 1.0
 
 
-def named_objects(text: str, spans: Sequence[tuple[int, int]], labels: set[str], words: Vocabulary) -> list[Naming]:
+def named_objects(text: str, spans: Sequence[tuple[int, int]], labels: set[str], words: Words) -> list[Naming]:
     """The first mention of each label. `spans` are the characters of each token."""
     found: dict[str, Naming] = {}
     for mention in words.mentions(text):
