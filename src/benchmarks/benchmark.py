@@ -102,6 +102,23 @@ class Benchmark(ABC):
     def score(self, replies: Sequence[Any]) -> Scores:
         """The scores of one reply per sample, or of each split."""
 
+    def yardstick(self) -> list[Sample]:
+        """What the plain model is asked beside the samples, so that runs can be compared with it at equal recall."""
+        return []
+
+    def equal(
+        self, replies: Sequence[Any], plain: Sequence[Any], yardstick: Sequence[Any]
+    ) -> Mapping[str, Score] | Mapping[str, Mapping[str, Score]]:
+        """Scores, or those of each split, of replies against plain ones that are shortened, or shifted, to be their equals.
+
+        `yardstick`: the plain model's replies to the samples of that name; empty where it was not asked.
+        """
+        return {}
+
+    def curve(self, plain: Sequence[Any], yardstick: Sequence[Any]) -> list[dict[str, Any]]:
+        """For a plot: `recall` and `i` of the plain captions, shorter and longer; empty where there are none."""
+        return []
+
     def truth(self, number: int) -> dict[str, Any]:
         """What is known of sample `number`, for the file of all samples."""
         return {}

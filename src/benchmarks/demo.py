@@ -18,7 +18,7 @@ from .public.pope import SPLITS
 from .public.scenes import SPLIT
 from .runner.evaluate import RESULT, SAMPLES, write_samples
 from .runner.plan import plans
-from .runner.run import Run, batches, results, run
+from .runner.run import Run, calls, results, run
 from .runner.tables import TIME, relative
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def demo(*, scenes: int = 60, seed: int = 0, suite: Path | None = None, threads:
     benchmarks: list[Benchmark] = [captions, questions]
     chosen = plans(configs, model, processor)
     with cpu_threads(threads), progress_bar() as bar:
-        calls = sum(len(batches(one.samples, BATCH[one.name])) for one in benchmarks) * len(chosen)
-        job = bar.add_task("plain", total=calls)
+        job = bar.add_task("plain", total=calls(benchmarks, BATCH, len(chosen)))
         tick = lambda name: bar.update(job, advance=1, description=name)  # noqa: E731
         runs = run(model, processor, benchmarks, chosen, batch=BATCH, advance=tick)
     hashes = {

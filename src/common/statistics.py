@@ -61,7 +61,7 @@ class Ratio:
         return len(self.top)
 
     def resampled(self, draws: int = DRAWS, seed: int = 0, empty: float = 0.0) -> Floats:
-        times = _times_drawn(len(self.top), draws, seed)
+        times = times_drawn(len(self.top), draws, seed)
         top, bottom = times @ self.top, times @ self.bottom
         return np.divide(top, bottom, out=np.full_like(top, empty), where=bottom != 0)
 
@@ -126,7 +126,7 @@ class Auroc:
         return float(self._of(np.ones((1, len(self.scores))), 0.5)[0])
 
     def resampled(self, draws: int = DRAWS, seed: int = 0, empty: float = 0.5) -> Floats:
-        return self._of(_times_drawn(self.images, draws, seed)[:, self.image], empty)
+        return self._of(times_drawn(self.images, draws, seed)[:, self.image], empty)
 
     def _of(self, times: Floats, empty: float) -> Floats:
         """The score where each case counts so many times [draws, cases]."""
@@ -207,7 +207,7 @@ def _percentiles(samples: Floats, level: float) -> Interval:
 
 
 @lru_cache(maxsize=4)
-def _times_drawn(images: int, draws: int, seed: int) -> Floats:
+def times_drawn(images: int, draws: int, seed: int) -> Floats:
     """How often each image is drawn in each bootstrap sample, `[draws, images]`; rows sum to `images`."""
     if images == 0:
         return np.zeros((draws, 0))

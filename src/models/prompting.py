@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import LogitsProcessor
+
 from ..common.chat import has_template, render, sees, started, text_tokenizer, user
 from ..common.errors import SightlineError
 from ..common.pictures import open_image
 from .samples import Reply, Sample
 
+LEAST_LONGER = 16
+"""Tokens that a longer reply goes on by at least."""
+
 
 def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int) -> list[Reply]:
     """One reply for each sample, in one left-padded batch: greedy text, or the log-probability of each choice.
 
-    The samples are of one kind: all with a picture or none, all with choices or none.
+    The samples are of one kind: all with a picture or none, all with choices or none, all longer or none.
 
     Raises:
         SightlineError: a picture cannot be read, or the model reads text only.
@@ -29,9 +35,40 @@ def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int) 
             [tokenizer(one, add_special_tokens=False)["input_ids"] for one in sample.choices] for sample in samples
         ]
         return [[answer.logprob for answer in row] for row in score(model, inputs, answers)]
-    ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False).cpu()  # .cpu() waits for a GPU
-    replies = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    prompt, more = inputs["input_ids"].shape[1], {}
+    if samples[0].longer:
+        more = {"logits_processor": [_Longer(_ends(model, tokenizer), prompt)]}
+        new_tokens += max(LEAST_LONGER, new_tokens // 2)
+    ids = model.generate(**inputs, **more, max_new_tokens=new_tokens, do_sample=False).cpu()  # .cpu() waits for a GPU
+    replies = tokenizer.batch_decode(ids[:, prompt:], skip_special_tokens=True)
     return [reply.strip() for reply in replies]
+
+
+class _Longer(LogitsProcessor):
+    """Forbids a reply's end for half as many tokens as the reply had when it first wanted to end, and no fewer than some."""
+
+    def __init__(self, ends: Sequence[int], prompt: int):
+        self.ends, self.prompt = list(ends), prompt
+        self.ended: torch.Tensor | None = None
+        """How many tokens each reply had when it first wanted to end; -1 where it has not."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        said = input_ids.shape[1] - self.prompt
+        if self.ended is None:
+            self.ended = torch.full((len(scores),), -1, device=scores.device)
+        wants = torch.isin(scores.argmax(-1), torch.tensor(self.ends, device=scores.device))
+        self.ended = torch.where((self.ended < 0) & wants, said, self.ended)
+        held = (self.ended >= 0) & (said < self.ended + (self.ended // 2).clamp(min=LEAST_LONGER))
+        barred = torch.zeros_like(scores, dtype=torch.bool)
+        barred[:, self.ends] = held[:, None]
+        return scores.masked_fill(barred, float("-inf"))  # type: ignore[return-value]
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a reply."""
+    known = model.generation_config.eos_token_id
+    known = tokenizer.eos_token_id if known is None else known
+    return list(known) if isinstance(known, Sequence) else [known]
 
 
 def batch_inputs(model: Any, processor: Any, samples: Sequence[Sample]) -> Any:

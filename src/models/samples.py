@@ -22,6 +22,7 @@ class Sample:
 
     id: unique in its benchmark. text: the user's words, or with `raw` the whole prompt, which then gets no chat template.
     image: a file, opened when its turn comes, or a picture. choices: texts to score as the reply, instead of generating.
+    longer: the reply goes on where the model would end it, with what it finds likeliest next, by half as much again.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Sample:
     image: Path | Image | None = None
     choices: tuple[str, ...] = ()
     raw: bool = False
+    longer: bool = False
 
 
 @dataclass(frozen=True)

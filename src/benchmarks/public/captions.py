@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ...common.readers import DataError, Notes, read_text, value
+from ...common.statistics import Score
 from ...models.samples import Sample
 from ..benchmark import Benchmark, Source
 from . import coco
 from .chair import Chair, Vocabulary, Words, chair
+from .equal import Curve, Naming
 from .scenes import CAPTION_TOKENS, scene_name, scene_vocabulary, scenes
 
 PROMPT = "Please describe this image in detail."
 IMAGES = "imgToEval"
+LONGER = "longer"
 
 
 @dataclass
@@ -35,6 +38,7 @@ class ChairBenchmark(Benchmark):
     columns: ClassVar = {
         "s": "CHAIR_S",
         "i": "CHAIR_I",
+        "equal": "CHAIR_I at equal recall",
         "recall": "recall",
         "precision": "precision",
         "f1": "F1",
@@ -42,8 +46,8 @@ class ChairBenchmark(Benchmark):
         "mentions": "objects",
         "n": "n",
     }
-    percent = frozenset({"s", "i", "recall", "precision", "f1"})
-    lower = frozenset({"s", "i"})
+    percent = frozenset({"s", "i", "equal", "recall", "precision", "f1"})
+    lower = frozenset({"s", "i", "equal"})
     answer_ids = ("id", "image_id")
     options = frozenset({"prompt", "synonyms", "categories", "match"})
 
@@ -84,6 +88,32 @@ class ChairBenchmark(Benchmark):
 
     def score(self, replies: Sequence[str]) -> Chair:
         return chair(replies, self.truths, self.vocabulary)
+
+    def yardstick(self) -> list[Sample]:
+        return [replace(sample, id=f"{sample.id} {LONGER}", longer=True) for sample in self.samples]
+
+    def equal(self, replies: Sequence[str], plain: Sequence[str], yardstick: Sequence[str]) -> dict[str, Score]:
+        return {"equal": self.score(replies).equal(self._curve(plain, yardstick))}
+
+    def curve(self, plain: Sequence[str], yardstick: Sequence[str]) -> list[dict[str, Any]]:
+        return self._curve(plain, yardstick).points()
+
+    def _curve(self, plain: Sequence[str], longer: Sequence[str]) -> Curve:
+        """Plain captions cut shorter, and what `longer` ones go on with behind their ends."""
+        own = self.score(plain)
+        if not longer:
+            return Curve.of(own.naming, own.objects)
+        whole = chair(longer, self.truths, self.vocabulary)
+        tails = []
+        for number, (said, text) in enumerate(zip(plain, longer, strict=True)):
+            # A caption that goes on names first what it named; a batch's rounding may have changed its beginning.
+            size = len(own.flags[number]) if text.startswith(said) else len(whole.flags[number])
+            tails.append(slice(size, None))
+        going_on = Naming(
+            [flags[tail] for flags, tail in zip(whole.flags, tails, strict=True)],
+            [first[tail] for first, tail in zip(whole.first, tails, strict=True)],
+        )
+        return Curve.of(own.naming, own.objects, going_on)
 
     @classmethod
     def rows(cls, path: Path) -> list[tuple[str, dict[str, Any]]]:

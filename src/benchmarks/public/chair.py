@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from ...common.statistics import Ratio
+from .equal import Curve, EqualRecall, Naming
 
 _IRREGULAR = {
     "person": "people",
@@ -127,13 +128,17 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class Chair:
-    """Counts per caption, all `[captions]`, and for each caption whether each mention in turn is hallucinated."""
+    """Counts per caption, all `[captions]`, and for each mention of a caption in turn whether it is hallucinated.
+
+    `first`: whether it is the first of an object that is there.
+    """
 
     flags: list[tuple[bool, ...]]
     recalled: list[int]
     named: list[int]
     objects: list[int]
     words: list[int]
+    first: list[tuple[bool, ...]] = field(default_factory=list)
 
     @property
     def ratios(self) -> dict[str, Ratio]:
@@ -165,6 +170,16 @@ class Chair:
             "by_position": self.by_position(),
         }
 
+    @property
+    def naming(self) -> Naming:
+        """What the captions name, in order."""
+        return Naming(self.flags, self.first)
+
+    def equal(self, curve: Curve) -> EqualRecall:
+        """CHAIR_I against cut plain captions of the same recall."""
+        counts = [[sum(flags) for flags in self.flags], [len(flags) for flags in self.flags], self.recalled]
+        return EqualRecall(curve, *(np.asarray(count, dtype=np.float64) for count in counts))
+
     def by_position(self) -> list[dict[str, float]]:
         """C_I of the first, second, ... mention of a caption: `position` (the last one pools the rest), `i`, `n`."""
         rows = []
@@ -186,6 +201,8 @@ def chair(captions: Sequence[str], truths: Sequence[Collection[str]], vocabulary
     for caption, truth in zip(captions, truths, strict=True):
         mentioned = [mention.name for mention in vocabulary.mentions(caption)]
         result.flags.append(tuple(name not in truth for name in mentioned))
+        named = [name if name in truth else None for name in mentioned]
+        result.first.append(tuple(name is not None and name not in named[:n] for n, name in enumerate(named)))
         result.recalled.append(len(set(mentioned) & set(truth)))
         result.named.append(len(set(mentioned)))
         result.objects.append(len(set(truth)))

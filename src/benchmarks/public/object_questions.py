@@ -14,18 +14,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ...common.files import write_text
 from ...common.readers import DataError, Notes, answers, expect, label, read_rows, text, unique, value
+from ...common.statistics import Blend, Score
 from ...models.samples import Reply, Sample
 from ..benchmark import FLEXIBLE, Benchmark, Source
 from . import coco
+from .equal import EqualYes, log_odds
 from .pope import SPLITS, Mean, Question, build, parse, pope, statistics, wording
 from .scenes import scene_name, scenes
-from .yesno import Answer, YesNo, plainly
+from .yesno import Answer, plainly
 
 PUBLISHED = 3000
 """Questions in each published split."""
@@ -33,6 +37,7 @@ SETS = ("coco", "aokvqa", "gqa")
 FOLDERS = ("", *SETS, "seem/aokvqa", "seem/gqa")
 """Where question files may lie in the data folder."""
 MEAN = "mean"
+ODDS, WAYS = "odds", ("Yes", "yes", "No", "no")
 IMAGES, PAIRS = 500, 3
 """Images, and questions with each answer about one, where questions are built."""
 
@@ -69,6 +74,7 @@ class PopeBenchmark(Benchmark):
     new_tokens = 10
     columns: ClassVar = {
         "accuracy": "accuracy",
+        "equal": "accuracy at equal yes",
         "precision": "precision",
         "recall": "recall",
         "f1": "F1",
@@ -77,7 +83,7 @@ class PopeBenchmark(Benchmark):
         "unparsed": "unparsed",
         "n": "n",
     }
-    percent = frozenset({"accuracy", "precision", "recall", "f1", "yes_ratio", "exact"})
+    percent = frozenset({"accuracy", "equal", "precision", "recall", "f1", "yes_ratio", "exact"})
     options = frozenset({"categories", "match"})
 
     splits: dict[str, list[SplitItem]] = field(default_factory=dict)
@@ -205,14 +211,43 @@ class PopeBenchmark(Benchmark):
         return made
 
     def score(self, replies: Sequence[str]) -> dict[str, Any]:
-        scores: dict[str, Any] = {}
+        found = {
+            split: pope(asked, [replies[one.sample] for one in asked], self.image_count, rule=self.rule)
+            for split, asked in self.splits.items()
+        }
+        return found | {name: Mean([found[split] for split in parts]) for name, parts in self._means().items()}
+
+    def _means(self) -> dict[str, list[str]]:
+        """The splits that each mean is of: all, and each set's where there are several sets."""
+        sets: dict[str, list[str]] = {}
+        for split in self.splits:
+            sets.setdefault(split.rpartition("/")[0], []).append(split)
+        means = {f"{kind}/{MEAN}": parts for kind, parts in sets.items() if kind} | {MEAN: list(self.splits)}
+        return {name: parts for name, parts in means.items() if len(parts) > 1}
+
+    def yardstick(self) -> list[Sample]:
+        return [replace(sample, id=f"{sample.id} {ODDS}", choices=WAYS) for sample in self.samples]
+
+    def equal(
+        self, replies: Sequence[str], plain: Sequence[str], yardstick: Sequence[Sequence[float]]
+    ) -> dict[str, dict[str, Score]]:
+        if not yardstick:
+            return {}
+        odds = [log_odds(chances) for chances in yardstick]
+        found: dict[str, Score] = {}
         for split, asked in self.splits.items():
-            scores[split] = pope(asked, [replies[one.sample] for one in asked], self.image_count, rule=self.rule)
-        sets: dict[str, list[YesNo]] = {}
-        for split, score in scores.items():
-            sets.setdefault(split.rpartition("/")[0], []).append(score)
-        means = {f"{kind}/{MEAN}": Mean(parts) for kind, parts in sets.items() if kind and len(parts) > 1}
-        return scores if len(scores) == 1 else scores | means | {MEAN: Mean(list(scores.values()))}
+            yes = [self.rule(replies[one.sample]).yes for one in asked]
+            truths = [one.present for one in asked]
+            found[split] = EqualYes(
+                np.asarray(truths),
+                np.asarray([said is True for said in yes]),
+                np.asarray([said == truth for said, truth in zip(yes, truths, strict=True)]),
+                np.asarray([odds[one.sample] for one in asked]),
+                np.asarray([one.image for one in asked]),
+                self.image_count,
+            )
+        found |= {name: Blend.mean([found[split] for split in parts]) for name, parts in self._means().items()}
+        return {split: {"equal": score} for split, score in found.items()}
 
     def truth(self, number: int) -> dict[str, Any]:
         return self.facts[number]

@@ -6,6 +6,7 @@ alike; time is the median of the ratios batch by batch, which one stalled batch 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from .plan import Plan
 class Run:
     """What one configuration replied, by benchmark, and the seconds that each batch took.
 
-    `head_maps` holds, for each method that tells which heads it chose, the share of the first benchmark's samples in
+    `yardstick` holds the plain model's replies to the benchmarks' yardsticks, where they were asked. `head_maps` holds, for each method that tells which heads it chose, the share of the first benchmark's samples in
     which it chose them, `[layers, heads]`.
     """
 
@@ -32,6 +33,7 @@ class Run:
     config: Mapping[str, Any]
     replies: dict[str, list[Any]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    yardstick: dict[str, list[Any]] = field(default_factory=dict)
     head_maps: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -50,11 +52,12 @@ class Done:
 
 
 def batches(samples: Sequence[Sample], size: int) -> list[range]:
-    """Cut samples, in their order, into batches of at most `size` of one kind: with a picture or none, choices or none.
+    """Cut samples, in their order, into batches of at most `size` of one kind: with a picture or none, choices or none, longer
+    or not.
 
     The cut does not depend on the number of processes, so that a sample always shares its padding with the same others.
     """
-    kinds = [(sample.image is not None, bool(sample.choices)) for sample in samples]
+    kinds = [(sample.image is not None, bool(sample.choices), sample.longer) for sample in samples]
     cuts, start = [], 0
     for number in range(1, len(kinds) + 1):
         if number == len(kinds) or kinds[number] != kinds[start] or number - start == size:
@@ -112,6 +115,7 @@ def run(
         advance: called after each batch with the name of the run.
     """
     runs = {name: Run(name, plan.settings) for name, plan in plans.items()}
+    first = next(iter(plans))
     for number, benchmark in enumerate(benchmarks):
         samples = benchmark.samples
         cuts = batches(samples, batch[benchmark.name])
@@ -122,7 +126,19 @@ def run(
             for method, grid in done.heads.items() if number == 0 else ():
                 one.head_maps[method] = one.head_maps.get(method, 0.0) + grid * (len(done.numbers) / len(samples))
             advance(done.run)
+        more = benchmark.yardstick() if len(plans) > 1 else []
+        cuts = batches(more, batch[benchmark.name])
+        for done in ask_in_turn(model, processor, more, {first: plans[first]}, cuts, benchmark.new_tokens):
+            runs[first].yardstick.setdefault(benchmark.name, []).extend(done.replies)
+            advance(done.run)
     return list(runs.values())
+
+
+def calls(benchmarks: Sequence[Benchmark], batch: Mapping[str, int], plans: int) -> int:
+    """How many batches `run` asks."""
+    asked = sum(len(batches(one.samples, batch[one.name])) for one in benchmarks) * plans
+    more = sum(len(batches(one.yardstick(), batch[one.name])) for one in benchmarks) if plans > 1 else 0
+    return asked + more
 
 
 def results(runs: Sequence[Run], benchmarks: Sequence[Benchmark], *, seed: int = 0) -> list[dict[str, Any]]:
@@ -131,8 +147,9 @@ def results(runs: Sequence[Run], benchmarks: Sequence[Benchmark], *, seed: int =
     Each entry has `name`, `config`, the scores under each benchmark's name, `times` against the first run by benchmark
     (see `relative_time`; `time_ratio` repeats the first benchmark's), `intervals` (95 % bootstrap over images, same
     shape as the scores) and `differences` to the first run, as `{"value", "interval"}` from paired resampling; there,
-    questions that are right or wrong add `mcnemar`, as `{"gained", "lost", "p"}`. `against` names the run that it is
-    compared with, None for that run itself. Also the `seconds` in all and `head_maps`.
+    questions that are right or wrong add `mcnemar`, as `{"gained", "lost", "p"}`, and what compares at equal recall (of
+    captions) or share of yes adds `equal`, where the first run gets that far. `against` names the run that it is compared
+    with, None for that run itself, which has the `curves` of its captions cut shorter. Also `seconds` and `head_maps`.
     """
     entries, first = [], runs[0]
     plain = {one.name: one.score(first.replies[one.name]) for one in benchmarks}
@@ -156,6 +173,12 @@ def results(runs: Sequence[Run], benchmarks: Sequence[Benchmark], *, seed: int =
                 "differences": {name: _differences(scores[name], plain[name], seed) for name in scores},
             }
         )
+        for one in benchmarks:
+            said = first.replies[one.name], first.yardstick.get(one.name, [])
+            if item is not first:
+                _add(entries[-1]["differences"][one.name], one.equal(item.replies[one.name], *said), seed)
+            elif points := one.curve(*said):
+                entries[-1].setdefault("curves", {})[one.name] = points
     return entries
 
 
@@ -184,6 +207,15 @@ def _differences(scores: Scores, plain: Scores, seed: int) -> dict[str, Any]:
     if hasattr(scores, "outcomes") and hasattr(plain, "outcomes"):
         found["mcnemar"] = asdict(mcnemar(scores.outcomes, plain.outcomes))
     return found
+
+
+def _add(found: dict[str, Any], equal: Mapping[str, Any], seed: int) -> None:
+    """Put scores that are differences themselves, of a benchmark or of each split, to its differences."""
+    for key, score in equal.items():
+        if isinstance(score, Mapping):
+            _add(found[key], score, seed)
+        elif not math.isnan(score.value):
+            found[key] = {"value": score.value, "interval": interval(score, seed=seed)}
 
 
 def _head_maps(report: Mapping[str, Any]) -> dict[str, np.ndarray]:
