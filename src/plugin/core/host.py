@@ -80,18 +80,18 @@ class Host:
 
     def facts(self, calibration: Calibration | None, text: TextTools = NO_TEXT, marks: Marks = NO_MARKS) -> ModelFacts:
         """What methods and decoders may know of the model, of the text around it, and of the prompt's tokens."""
-        config, text = self.model.config, self.text_config
+        config, model = self.model.config, self.text_config
         if calibration is not None:
-            calibration.check(config.model_type, text.num_hidden_layers, text.num_attention_heads, text.hidden_size)  # type: ignore[union-attr,arg-type]
+            calibration.check(config.model_type, model.num_hidden_layers, model.num_attention_heads, model.hidden_size)  # type: ignore[union-attr,arg-type]
         return ModelFacts(
             name=model_name(self.model),
             architecture=str(config.model_type),  # type: ignore[union-attr]
             layers=len(self.layers),
-            heads=text.num_attention_heads,
-            hidden=text.hidden_size,
-            vocabulary=text.vocab_size,
+            heads=model.num_attention_heads,
+            hidden=model.hidden_size,
+            vocabulary=model.vocab_size,
             calibration=calibration,
-            tied=bool(getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)),
+            tied=bool(getattr(config, "tie_word_embeddings", False) or getattr(model, "tie_word_embeddings", False)),
             no_gradients=obstacle(self.model),
             across=self.across,
             readout=self._readout,
