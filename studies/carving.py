@@ -269,7 +269,7 @@ def main(
     from sightline.models.loading import cpu_threads, quiet
 
     quiet()
-    check_writable(out / "carve.md", out / "carve.json")
+    check_writable(out=out / "carve.md")
     with cpu_threads(threads), Progress() as bar:
         model, processor = testbed.load()
         known, asked = SceneQuestions("calibration", calibration, seed), SceneQuestions("test", scenes, seed)

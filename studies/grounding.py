@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     command = shlex.join(["python", "-m", "studies.grounding", *(sys.argv[1:] if argv is None else argv)])
     known = Calibration.load(arguments.calibration)
-    check_writable(arguments.out / "grounding.md", arguments.calibration)
+    check_writable(arguments.calibration, out=arguments.out / "grounding.md")
     quiet()
     with cpu_threads(arguments.threads), progress_bar() as bar:
         job = bar.add_task("captions", total=len(SPLITS) * len(RUNS) * -(-arguments.scenes // BATCH))

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     command = shlex.join(["python", "-m", "studies.heads", *(sys.argv[1:] if argv is None else argv)])
 
-    check_writable(arguments.out / "retrieval-heads.md", arguments.calibration)
+    check_writable(arguments.calibration, out=arguments.out / "retrieval-heads.md")
     quiet()
     with cpu_threads(arguments.threads), Progress() as bar:
         model, tokenizer = load_model(arguments.model)

@@ -290,7 +290,7 @@ def main(
     try:
         if split not in SPLITS:
             raise SightlineError(f"unknown --split {split!r}: choose {' or '.join(SPLITS)}")
-        check_writable(out, json, answers)
+        check_writable(json, answers, out=out)
         only = [name.strip() for name in (sets or "").split(",") if name.strip()]
         result, said = evaluate(
             model, split=split, suite=suite, limit=limit, only=only, batch=batch, seed=seed, threads=threads

@@ -16,7 +16,6 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from typing import Annotated, Any
 import typer
 from sightline.benchmarks.public.coco import categories, vocabulary
 from sightline.benchmarks.public.pope import build, rows, statistics
+from sightline.common.documents import shipped_yaml
 from sightline.common.files import write_json, write_text
 from sightline.common.readers import DataError, read_json
 
@@ -44,13 +44,12 @@ def make(out: Path, package: Path | None = None, *, seed: int = 0) -> dict[str, 
     Raises:
         DataError: the package is not there, is not the release that the table describes, or contradicts the table.
     """
-    import yaml
 
     folder = _package(package) / "extra" / "mock_data"
     photos = {
         int(match[1]): path for path in sorted(folder.glob("images/*.jpg")) if (match := _IMAGE_ID.search(path.name))
     }
-    table = yaml.safe_load((resources.files("sightline.eval") / "data" / "photos.yaml").read_text("utf-8"))
+    table = shipped_yaml("data", "photos.yaml")
     seen: Mapping[int, Mapping[str, Sequence[str]]] = table["photos"]
     if photos.keys() != seen.keys() or _digest(photos.values()) != table["sha256"]:
         raise DataError(f"{folder} does not hold the photographs of {PACKAGE} {RELEASE}: install that release")

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .shell import Model, SameModel, check_calibrations, kept_in, note, own_calibration, resumable, the_model
+
+if TYPE_CHECKING:
+    from ..benchmarks.runner.suite import Benchmark
 
 
 class Match(str, Enum):
@@ -31,6 +36,8 @@ def command(
             metavar="BENCH", help="pope, chair, amber, mme, hallusion, mmhal, memotrap, nqswap or truthfulqa."
         ),
     ] = None,
+    model: Model = None,
+    model_option: SameModel = None,
     engine: Annotated[
         str | None, typer.Option(help="lmms-eval or lm-eval: through that harness instead of our own loop.")
     ] = None,
@@ -38,7 +45,6 @@ def command(
         str | None,
         typer.Option(help="With --engine: its tasks, joined by commas, with rows from --data; instead of BENCH."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="'embedded', 'smollm2', a checkpoint folder or a hub name.")] = None,
     config: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,30 +97,35 @@ def command(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
 ) -> None:
     """Run a benchmark, plain and under configurations; under torchrun on many processes; started again, it resumes."""
-    from rich.console import Console
-
     from ..benchmarks.benchmark import OWN, Source
+    from ..benchmarks.harness.offline import package_folder
     from ..benchmarks.runner import suite
     from ..benchmarks.runner.evaluate import Place, ReplySettings, evaluate, score_answers
     from ..benchmarks.runner.plan import named
-    from ..benchmarks.runner.tables import terminal
     from ..common.files import check_writable, write_json
     from ..common.progress import progress_bar
     from ..models.loading import cpu_threads, load_model, quiet
     from ..models.samples import TESTBED
 
     quiet()
-    if (model is None) == (not answers):
-        raise typer.BadParameter("give either --model or --answers")
+    if engine is not None:
+        package_folder(engine)
+    if tasks is not None and benchmark is not None and model is None and benchmark not in suite.BENCHMARKS:
+        benchmark, model = None, benchmark  # the only argument beside --tasks is MODEL
+    if benchmark is not None:
+        suite.find(benchmark)
     if (benchmark is None) == (tasks is None) or (tasks is not None and engine is None):
         raise typer.BadParameter("give BENCH, or --engine with --tasks")
+    if (model is None and model_option is None) == (not answers):
+        raise typer.BadParameter("give either MODEL or --answers")
     if engine is not None and (answers or max_new_tokens is not None):
         raise typer.BadParameter(
             "--engine asks the model itself, with the task's own lengths: leave out --answers and --max-new-tokens"
         )
     folder = out or Path("eval-out") / (benchmark or "tasks")
-    check_writable(json)
+    check_writable(json, out=folder / "result.json")
     configs, place = named(config or []), Place.here()
+    check_calibrations(configs.values(), calibration)
     source = Source(
         None if data == TESTBED else Path(data),
         limit,
@@ -125,20 +136,25 @@ def command(
         match.value if match else None,
         tuple(answers or ()),
     )
+    asked = None if benchmark is None else suite.read(benchmark, source)
+    if answers and asked is not None:
+        _told(score_answers(asked, answers, folder, seed=seed), asked, folder, json)
+        return
+    name = the_model(model, model_option)
+    loaded, processor = load_model(name, dtype=dtype, device=f"cuda:{place.local}" if device == "cuda" else device)
+    if configs and calibration is None and place.rank == 0:
+        note(own_calibration(loaded))
     if engine is not None:
         from ..benchmarks.harness import engines
 
-        loaded, processor = load_model(
-            str(model), dtype=dtype, device=f"cuda:{place.local}" if device == "cuda" else device
-        )
-        with cpu_threads(threads):
+        with cpu_threads(threads), resumable(lambda: "nothing is kept: run the same command again"):
             through = engines.run(
                 engine,
                 loaded,
                 processor,
                 configs,
                 folder,
-                benchmark=None if benchmark is None else suite.read(benchmark, source),
+                benchmark=asked,
                 source=source,
                 tasks=tasks.split(",") if tasks else (),
                 data=source.folder if tasks else None,
@@ -150,29 +166,32 @@ def command(
             typer.echo(engines.markdown(through))
             write_json(json or folder / "result.json", through)
         return
-    asked = suite.read(str(benchmark), source)
-    if answers:
-        result = score_answers(asked, answers, folder, seed=seed)
-    else:
-        loaded, processor = load_model(
-            str(model), dtype=dtype, device=f"cuda:{place.local}" if device == "cuda" else device
+    assert asked is not None
+    with resumable(kept_in(folder)), cpu_threads(threads), progress_bar() as bar:
+        job = bar.add_task("plain", total=None)
+        result = evaluate(
+            asked,
+            loaded,
+            processor,
+            configs,
+            folder,
+            calibration=calibration,
+            settings=ReplySettings(max_new_tokens, batch, seed),
+            advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
         )
-        with cpu_threads(threads), progress_bar() as bar:
-            job = bar.add_task("plain", total=None)
-            found = evaluate(
-                asked,
-                loaded,
-                processor,
-                configs,
-                folder,
-                calibration=calibration,
-                settings=ReplySettings(max_new_tokens, batch, seed),
-                advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
-            )
-        if found is None:
-            typer.echo(f"process {place.rank} of {place.processes} is done; the last one merges in {folder}", err=True)
-            return
-        result = found
+    if result is None:
+        note(f"process {place.rank} of {place.processes} is done; the last one merges in {folder}")
+    else:
+        _told(result, asked, folder, json)
+
+
+def _told(result: dict[str, Any], asked: Benchmark, folder: Path, json: Path | None) -> None:
+    """Print a result, and where it is."""
+    from rich.console import Console
+
+    from ..benchmarks.runner.tables import terminal
+    from ..common.files import write_json
+
     console = Console() if Console().is_terminal else Console(width=180)
     for part in terminal(result, asked):
         console.print(part, soft_wrap=isinstance(part, str), highlight=False)
@@ -209,7 +228,7 @@ def report(
     from ..common.files import check_writable, write_json
     from ..common.progress import progress_bar
 
-    check_writable(out / reports.PAGE, out / reports.TABLES, json)
+    check_writable(json, out=out / reports.PAGE)
     options = reports.Options(pictures.value, picture_limit, images)
     with progress_bar() as bar:
         job = bar.add_task("pictures", total=None)
@@ -220,7 +239,7 @@ def report(
         changes = differences(one.result, one.kind)
         if changes.rows:
             console.print(rich("differences, paired", changes, ""), highlight=False)
-    for line in [*(note for one in made.sections for note in one.notes), *made.unfinished()]:
+    for line in [*(said for one in made.sections for said in one.notes), *made.unfinished()]:
         typer.echo(f"note: {line}")
     typer.echo(f"wrote {out / reports.PAGE}, {reports.TABLES}")
     if json is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..common.pictures import open_image
 from ..models.loading import load_model
 from ..models.prompting import batch_inputs
 from ..models.samples import Sample
+from .shell import check_calibrations, own_calibration
 
 
 def reply(
@@ -29,6 +30,7 @@ def reply(
     carve: Path | None = None,
     carving: Mapping[str, Any] | None = None,
     explain: Path | None = None,
+    say: Callable[[str | None], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Ask a model once, greedily; returns `model`, `config`, `prompt`, `reply`, `seconds` and where it comes from.
 
@@ -48,6 +50,7 @@ def reply(
             `carve_seconds` are returned, too.
         carving: settings of CARVE.
         explain: where to write the picture with the heat of each weakly grounded word.
+        say: tells the user something.
 
     Raises:
         SightlineError: image, configuration or model cannot be read, or do not fit each other.
@@ -59,6 +62,9 @@ def reply(
     from ..plugin.config import Config
 
     settings = None if config is None else Config.load(config)  # a typing mistake should not wait for the model
+    check_calibrations([settings] if settings else [], calibration)
+    if settings is not None and settings.needs_image and picture is None:
+        raise SightlineError(f"{config} works on a picture, and there is none: give --image")
     if carve is not None:
         from ..preprocessing.carve import carve as look
         from ..preprocessing.carve import checked
@@ -71,6 +77,10 @@ def reply(
                 "--carve shows the model another picture than --explain could draw on: use one of them"
             )
     model, processor = load_model(name, dtype=dtype, device=device)
+    if picture is None and hasattr(processor, "image_processor"):
+        say(f"note: {name} sees, but there is no picture: without --image it answers the words alone")
+    if calibration is None and settings is not None and settings.calibration in (None, "auto"):
+        say(own_calibration(model))
     start, found = time.perf_counter(), {}
     if carve is None or picture is None:
         inputs = batch_inputs(model, processor, [Sample("", prompt, picture)])

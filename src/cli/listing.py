@@ -19,12 +19,14 @@ def catalogue(name: str | None = None) -> list[dict[str, Any]]:
     Raises:
         ConfigError: no method of that name.
     """
+    from ..common.validation import suggest
     from ..plugin.config import methods
 
     registered = methods()
     known = list(registered.values() if isinstance(registered, Mapping) else registered)
     if name is not None and name not in {method.name for method in known}:
-        raise ConfigError(f"unknown method {name!r}: choose {', '.join(method.name for method in known)}")
+        names = [method.name for method in known]
+        raise ConfigError(f"unknown method {name!r}{suggest(name, names)}; choose {', '.join(names)}")
     return [_describe(method) for method in known if name in (None, method.name)]
 
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import benchmarks, profiling
-from .shell import CalibrationFile, Device, Dtype, JsonFile, Model, Seed, Threads, show, write_json, wrote
+from .shell import (
+    MODELS,
+    CalibrationFile,
+    Device,
+    Dtype,
+    Interrupted,
+    JsonFile,
+    Model,
+    SameModel,
+    Seed,
+    Threads,
+    kept_in,
+    note,
+    resumable,
+    show,
+    the_model,
+    write_json,
+    wrote,
+)
 
 app = typer.Typer(
     name="sightline",
@@ -21,7 +41,7 @@ app = typer.Typer(
     no_args_is_help=False,
     add_completion=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 _USER_STATUS, _FAULT_STATUS, _INTERRUPTED = 2, 1, 130
 
@@ -42,7 +62,17 @@ def _root(
         typer.echo(context.get_help())
 
 
-@app.command()
+def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command of the shell; the listing shows the first line of its docstring whole."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        first = (function.__doc__ or "").split("\n")[0]
+        return app.command(name, short_help=first)(function)
+
+    return register
+
+
+@command()
 def demo(
     scenes: Annotated[int, typer.Option(min=1, help="How many test scenes.")] = 60,
     seed: Seed = 0,
@@ -61,15 +91,19 @@ def demo(
     from ..models.loading import quiet
 
     quiet()
-    check_writable(out / "report.html", json)
-    measured = demos.demo(scenes=scenes, seed=seed, suite=suite, threads=threads)
+    check_writable(json, out=out / "report.html")
+    with resumable(kept_in(out)):
+        measured = demos.demo(scenes=scenes, seed=seed, suite=suite, threads=threads)
+    used = str(measured.result.get("calibration", ""))
+    note(f"calibration: your own file {used}, made by sightline calibrate" if used.endswith(".yaml") else None)
     show(*demos.tables(measured.result), *map(wrote, demos.save(measured, out, json)))
 
 
-@app.command()
+@command()
 def generate(
-    model: Model,
     prompt: Annotated[str, typer.Option(help="What to ask.")],
+    model: Model = None,
+    model_option: SameModel = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="The image.")] = None,
     config: Annotated[
         str | None, typer.Option(metavar="FILE|METHOD", help="A YAML file or a method's name; plain without it.")
@@ -104,7 +138,7 @@ def generate(
     quiet()
     check_writable(json, carve, heat if explain else None)
     result = reply(
-        model,
+        the_model(model, model_option),
         prompt,
         image,
         config,
@@ -115,6 +149,7 @@ def generate(
         carve=carve,
         carving=inline(carving, "--carving"),
         explain=heat if explain else None,
+        say=note,
     )
     typer.echo(result["marked" if explain else "reply"])
     if carve is not None:
@@ -125,7 +160,7 @@ def generate(
     write_json(json, result)
 
 
-@app.command()
+@command()
 def bench(
     methods: Annotated[
         str,
@@ -134,12 +169,14 @@ def bench(
         ),
     ],
     model: Annotated[
-        str,
-        typer.Option(
-            help="'embedded', 'smollm2', 'llava-shape', 'llava-7b-shape', 'llama-2-7b-shape', a checkpoint folder or a "
-            "hub name."
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"{MODELS.removesuffix('.')}; also 'llava-shape', 'llava-7b-shape', 'llama-2-7b-shape'; default:"
+            " 'embedded'.",
         ),
-    ] = "embedded",
+    ] = None,
+    model_option: SameModel = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(min=2, help="Length of a text model's prompt.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 1,
@@ -161,7 +198,7 @@ def bench(
     with progress_bar() as bar:
         job = bar.add_task("loading", total=None)
         result = speed.bench(
-            model,
+            the_model(model, model_option, "embedded"),
             [item.strip() for item in methods.split(",") if item.strip()],
             new_tokens=new_tokens,
             prompt_tokens=prompt_tokens,
@@ -177,7 +214,7 @@ def bench(
     write_json(json, result)
 
 
-@app.command()
+@command()
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the settings of this method only.")] = None,
     json: JsonFile = None,
@@ -190,13 +227,9 @@ def methods(
     write_json(json, known)
 
 
-app.command()(profiling.calibrate)
-app.command()(profiling.tune)
-app.command()(profiling.show)
-
-
-app.command("eval")(benchmarks.command)
-app.command()(benchmarks.report)
+for _one in (profiling.calibrate, profiling.tune, profiling.show, benchmarks.report):
+    command()(_one)
+command("eval")(benchmarks.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,7 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = app(args=None if arguments is None else list(arguments), prog_name="sightline", standalone_mode=False)
         if status == _INTERRUPTED:  # typer turns Ctrl-C into this status
             return _fail("interrupted", _INTERRUPTED)
+        sys.stdout.flush()  # a full disk is told here, not when Python ends
         return status if isinstance(status, int) else 0
+    except Interrupted as hint:
+        return _fail(f"interrupted; {hint}", _INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left (`sightline methods | head`): nothing to say
@@ -226,16 +262,28 @@ def _explain(error: Exception) -> int:
         traceback.print_exception(error)
     usage_error = typer.BadParameter.__mro__[1]  # base of all parsing errors, wherever typer keeps it
     if isinstance(error, usage_error):
-        return _fail(f"{error.format_message().rstrip('.')}: see 'sightline --help'", _USER_STATUS)  # type: ignore[attr-defined]
-    from ..common.errors import SightlineError
+        place = getattr(getattr(error, "ctx", None), "command_path", "sightline")
+        return _fail(f"{error.format_message().rstrip('.')}: see '{place} --help'", _USER_STATUS)  # type: ignore[attr-defined]
+    from ..common.errors import LONGEST, SightlineError, shortened
 
     if isinstance(error, SightlineError):
         return _fail(str(error), _USER_STATUS)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError, ValueError):  # what could not be written must not be tried again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        place = error.filename or "the output"
+        return _fail(f"cannot write {place}: {error.strerror}; make room and run it again", _USER_STATUS)
     summary = f"internal fault, {type(error).__name__}: {error}"
     if debug:
         return _fail(summary, _FAULT_STATUS)
-    with tempfile.NamedTemporaryFile("w", prefix="sightline-", suffix=".txt", delete=False, encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
+    summary = shortened(summary, LONGEST)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sightline-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return _fail(f"{summary}; for a traceback run: sightline --debug ...", _FAULT_STATUS)
     return _fail(f"{summary}; traceback in {file.name} (or run: sightline --debug ...)", _FAULT_STATUS)
 
 

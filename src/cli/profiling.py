@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .shell import CalibrationFile, Device, Dtype, JsonFile, Model, write_json, wrote
+from .shell import (
+    CalibrationFile,
+    Device,
+    Dtype,
+    JsonFile,
+    Model,
+    SameModel,
+    check_calibrations,
+    note,
+    own_calibration,
+    resumable,
+    the_model,
+    write_json,
+    wrote,
+)
 from .shell import show as print_parts
 
 if TYPE_CHECKING:
@@ -21,7 +35,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 
 
 def calibrate(
-    model: Model,
+    model: Model = None,
+    model_option: SameModel = None,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -58,12 +73,19 @@ def calibrate(
     from ..common.progress import progress_bar
     from ..models.loading import EMBEDDED, cpu_threads, load_model, quiet
     from ..profiling.calibrate import calibrate as measure
+    from ..profiling.calibrate import check
 
     quiet()
-    check_writable(out, json)
-    names = [name.strip() for name in (profile or ("" if imported else "all")).split(",") if name.strip()]
-    loaded, processor = load_model(model, dtype=dtype, device=device)
-    with cpu_threads(threads or (1 if model == EMBEDDED else None)), progress_bar() as bar:
+    check_writable(json, out=out)
+    name = the_model(model, model_option)
+    names = [one.strip() for one in (profile or ("" if imported else "all")).split(",") if one.strip()]
+    check(names, data, out, imported)
+    loaded, processor = load_model(name, dtype=dtype, device=device)
+    with (
+        resumable(lambda: "run the same command with --resume to go on"),
+        cpu_threads(threads or (1 if name == EMBEDDED else None)),
+        progress_bar() as bar,
+    ):
         task = bar.add_task("loading", total=None)
         measured = measure(
             loaded,
@@ -82,14 +104,20 @@ def calibrate(
         )
     print_parts(*_table(measured))
     print_parts(wrote(measured.path))
+    if out is None:
+        note(
+            f"from now on attach, demo, eval, tune and generate take {measured.path} for this model, not a shipped file;"
+            " delete it to undo that"
+        )
     write_json(json, measured.result())
 
 
 def tune(
-    model: Model,
     methods: Annotated[
         str, typer.Option(help="Entries of the search space, joined by commas; a+b tunes two together.")
     ],
+    model: Model = None,
+    model_option: SameModel = None,
     data: Annotated[
         str,
         typer.Option(metavar="DIR", help="Folder of pictures with boxes of objects, or 'testbed': calibration scenes."),
@@ -126,7 +154,7 @@ def tune(
     json: JsonFile = None,
 ) -> None:
     """Search method settings on some pictures, and report the chosen ones on others."""
-    from ..common.files import check_writable
+    from ..common.files import check_writable, locked
     from ..common.progress import progress_bar
     from ..models.loading import EMBEDDED, cpu_threads, load_model, quiet
     from ..profiling.tuning import tune as tuning
@@ -135,12 +163,21 @@ def tune(
     from ..profiling.tuning.tune_tables import terminal
 
     quiet()
-    check_writable(out / "trials.md", json)
-    wanted = spaces([name.strip() for name in methods.split(",") if name.strip()], space)
-    loaded, processor = load_model(model, dtype=dtype, device=device)
-    with cpu_threads(threads or (1 if model == EMBEDDED else None)), progress_bar() as bar:
+    check_writable(json, out=out / "trials.md")
+    name = the_model(model, model_option)
+    tuning.check(objective, keep or ())
+    wanted = spaces([one.strip() for one in methods.split(",") if one.strip()], space)
+    check_calibrations([], calibration)
+    with (
+        locked(out / ".lock", out),
+        resumable(lambda: "run the same command with --resume to go on"),
+        cpu_threads(threads or (1 if name == EMBEDDED else None)),
+        progress_bar() as bar,
+    ):
         say, task = _teller(bar), bar.add_task("plain", total=None)
         asked, reported = exams(data, samples, report, report_samples, seed=seed, batch=batch, say=say)
+        loaded, processor = load_model(name, dtype=dtype, device=device)
+        say(own_calibration(loaded) if calibration is None else None)
         result = tuning.tune(
             loaded,
             processor,
@@ -157,7 +194,8 @@ def tune(
             say=say,
             advance=lambda name, step, total: bar.update(task, description=name, advance=step, total=total),
         )
-    print_parts(*terminal(result), *map(wrote, tuning.save(result, out)))
+        saved = tuning.save(result, out)
+    print_parts(*terminal(result), *map(wrote, saved))
     write_json(json, result)
 
 
@@ -196,9 +234,9 @@ def show(
     write_json(json, result)
 
 
-def _teller(bar: Progress) -> Callable[[str], None]:
+def _teller(bar: Progress) -> Callable[[str | None], None]:
     """Prints lines above a progress bar."""
-    return lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True) if line else None
 
 
 def _follow(bar: Progress, task: TaskID) -> Callable[[str, int, int], None]:

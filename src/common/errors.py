@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
+
+LONGEST = 1000
+"""Characters of a message; what is longer loses its middle, so that a file never comes back as its own error."""
+LINE = 80
+"""Characters of a value that a message shows."""
+
 
 class SightlineError(Exception):
     """Base of every error that a user can mend; the shell prints it as one line and exits with status 2."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(shortened(" ".join(str(message).split()), LONGEST))
 
 
 class ConfigError(SightlineError):
@@ -21,3 +31,30 @@ class UnsupportedModelError(SightlineError):
 
 class LayoutError(SightlineError):
     """The prompt lacks what a method acts on: no image, no rows, or positions that do not fit."""
+
+
+class DataError(SightlineError):
+    """A data file is missing, malformed, or does not belong to the others."""
+
+
+def shortened(text: str, limit: int) -> str:
+    """A text of at most `limit` characters: a longer one loses its middle."""
+    if len(text) <= limit:
+        return text
+    tail = (limit - 5) // 3
+    return f"{text[: limit - 5 - tail]} ... {text[len(text) - tail :]}"
+
+
+def shown(value: object, limit: int = LINE) -> str:
+    """A value as a message shows it: its `repr`, but never more than a line, however large or deep it is."""
+    try:
+        return shortened(_Repr().repr(value), limit)
+    except Exception:  # a value that cannot be written down, such as a number of 5,000 digits
+        return f"a value of type {type(value).__name__}"
+
+
+class _Repr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 4, LINE, LINE, LINE
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 8

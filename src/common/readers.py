@@ -1,27 +1,27 @@
-"""Reading the public files of benchmarks: every mistake in them is named by file and line, and nothing is dropped.
+"""Checking what public files of benchmarks hold: every mistake is named by file and line, and nothing is dropped.
 
-What stops a run is a `DataError`; what does not is counted in `Notes`, which every result carries.
+What stops a run is a `DataError`; what does not is counted in `Notes`, which every result carries. `documents.py` reads
+the files themselves.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import SightlineError
+from .documents import read_csv as read_csv
+from .documents import read_json as read_json
+from .documents import read_rows as read_rows
+from .documents import read_text as read_text
+from .errors import LINE, DataError, shortened, shown
 
 T = TypeVar("T")
 CHECKSUMS = "SHA256SUMS"
-
-
-class DataError(SightlineError):
-    """A benchmark's file is missing, malformed, or does not belong to the others."""
 
 
 class Notes(Counter[str]):
@@ -35,101 +35,41 @@ class Notes(Counter[str]):
         return [message if count == 1 else f"{message} ({count} times)" for message, count in self.items()]
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file. Raises DataError that names it."""
-    try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"no file {path}: check --data") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
-
-
-def read_json(path: Path, kind: type[T]) -> T:
-    """A JSON file that holds a list or an object. Raises DataError naming file and line."""
-    try:
-        data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}): the file is cut off or damaged"
-        ) from None
-    if not isinstance(data, kind):
-        raise DataError(f"{path}: expected a JSON {'list' if kind is list else 'object'}, got {type(data).__name__}")
-    return data
-
-
-def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Objects of a file as (place, object): JSON lines, one JSON list, or parquet.
-
-    `place` is "file, line N" of JSON lines, else "file, entry N". Raises DataError naming file and line.
-    """
-    if path.suffix == ".parquet":
-        rows: list[tuple[str, Any]] = _numbered(path, _parquet(path))
-    elif (written := read_text(path)).lstrip().startswith("["):
-        rows = _numbered(path, read_json(path, list))
-    else:
-        rows = [
-            (f"{path}, line {number}", _json_line(line, f"{path}, line {number}"))
-            for number, line in enumerate(written.split("\n"), start=1)
-            if line.strip()
-        ]
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}")
-    if not rows:
-        raise DataError(f"{path} is empty")
-    return rows
-
-
-def _numbered(path: Path, rows: Iterable[Any]) -> list[tuple[str, Any]]:
-    return [(f"{path}, entry {number}", row) for number, row in enumerate(rows)]
-
-
-def _json_line(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg}): the line is cut off or damaged") from None
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise DataError(f"{path} is a parquet file: pip install pyarrow to read it") from None
-    try:
-        return parquet.read_table(path).to_pylist()
-    except (OSError, ArrowInvalid) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-
-
-def read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file with a header, as (place, row). Raises DataError for a missing column or value."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    missing = [name for name in columns if name not in (reader.fieldnames or [])]
-    if missing:
-        raise DataError(f"{path}, line 1: no column {missing[0]!r}; expected {', '.join(columns)}")
+def records(listed: Iterable[Any], where: str, what: str) -> list[tuple[str, dict[str, Any]]]:
+    """The JSON objects of a list as (place, object); `place` is "file, WHAT N". Raises DataError for anything else."""
     rows = []
-    try:
-        for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            if any(row[name] is None for name in columns):
-                raise DataError(f"{place}: the row is cut off")
-            rows.append((place, row))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
-    if not rows:
-        raise DataError(f"{path} is empty")
+    for number, row in enumerate(listed):
+        place = f"{where}, {what} {number}"
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: expected a JSON object, got {shown(row)}")
+        rows.append((place, row))
     return rows
 
 
 def value(row: Mapping[str, Any], key: str, place: str, kind: type[T] | tuple[type[T], ...]) -> T:
     """`row[key]` of a given type. Raises DataError naming the place."""
     if key not in row:
-        raise DataError(f"{place}: no {key!r}; it has {', '.join(map(str, row)) or 'nothing'}")
+        raise DataError(f"{place}: no {key!r}; it has {shown(list(row)) if row else 'nothing'}")
     if not isinstance(row[key], kind) or isinstance(row[key], bool):
-        raise DataError(f"{place}: {key!r} is {row[key]!r}")
+        raise DataError(f"{place}: {key!r} is {shown(row[key])}")
     return row[key]
+
+
+def texts(row: Mapping[str, Any], key: str, place: str) -> list[str]:
+    """A list of texts that are not empty, which may itself be empty."""
+    found = value(row, key, place, list)
+    if not all(isinstance(one, str) and one.strip() for one in found):
+        raise DataError(f"{place}: {key!r} is {shown(found)}; expected texts")
+    return found
+
+
+def numbers(row: Mapping[str, Any], key: str, place: str, count: int) -> list[float]:
+    """A list of so many finite numbers."""
+    found = value(row, key, place, list)
+    kinds = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in found)
+    if not kinds or len(found) != count:
+        raise DataError(f"{place}: {key!r} is {shown(found)}; expected {count} numbers")
+    return found
 
 
 def text(row: Mapping[str, Any], key: str, place: str) -> str:
@@ -145,7 +85,7 @@ def label(written: object, place: str, names: Mapping[str, bool] | None = None) 
     names = names or {"yes": True, "no": False}
     key = str(written).strip().lower()
     if key not in names:
-        raise DataError(f"{place}: unknown label {written!r}; it takes {' or '.join(names)}")
+        raise DataError(f"{place}: unknown label {shown(written)}; it takes {' or '.join(names)}")
     return names[key]
 
 
@@ -154,7 +94,7 @@ def unique(keys: Iterable[tuple[str, Any]], what: str) -> None:
     seen: dict[Any, str] = {}
     for place, key in keys:
         if key in seen:
-            raise DataError(f"{place}: {what} {key!r} was already given at {seen[key]}")
+            raise DataError(f"{place}: {what} {shown(key)} was already given at {seen[key]}")
         seen[key] = place
 
 
@@ -171,12 +111,12 @@ def images(folders: Sequence[Path], names: Iterable[str], missing: Notes | None 
         DataError: pictures are needed and missing; it says where it looked.
     """
     known = list(dict.fromkeys(names))
-    found = {name: next((f / name for f in folders if (f / name).is_file()), None) for name in known}
+    found = {name: next((f / name for f in folders if os.path.isfile(f / name)), None) for name in known}
     lost = [name for name in known if found[name] is None]
     if lost and missing is None:
         looked = ", ".join(map(str, folders))
         raise DataError(
-            f"{len(lost)} of {len(known)} images are missing, first {lost[0]}: looked in {looked}; replies that exist "
+            f"{len(lost)} of {len(known)} images are missing, first {shortened(lost[0], LINE)}: looked in {looked}; replies that exist "
             "(--answers) need none"
         )
     if missing is not None:
@@ -186,7 +126,7 @@ def images(folders: Sequence[Path], names: Iterable[str], missing: Notes | None 
 
 def first_file(places: Sequence[Path]) -> Path:
     """The first of the files that is there. Raises DataError naming them."""
-    found = next((path for path in places if path.is_file()), None)
+    found = next((path for path in places if os.path.isfile(path)), None)
     if found is None:
         raise DataError(f"none of these files is there: {', '.join(map(str, places))}; check --data")
     return found
@@ -218,8 +158,8 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file. Raises DataError where it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def answers(
@@ -258,5 +198,5 @@ def answers(
         )
     lost = [identity for identity in known if identity not in found]
     if lost:
-        raise DataError(f"{path}: {len(lost)} of {len(known)} questions have no answer, first {lost[0]!r}")
+        raise DataError(f"{path}: {len(lost)} of {len(known)} questions have no answer, first {shown(lost[0])}")
     return (found[identity] for identity in known)

@@ -181,24 +181,18 @@ def mcnemar(right: Sequence[bool], plain: Sequence[bool]) -> McNemar:
     Raises:
         ValueError: not the same number of questions.
     """
+    from scipy.stats import binomtest
+
     pairs = list(zip(right, plain, strict=True))
     gained, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    discordant, term, tail = gained + lost, 1, 0
-    for k in range(min(gained, lost) + 1):  # exact integers: C(n, k) overflows a float
-        tail += term
-        term = term * (discordant - k) // (k + 1)
-    return McNemar(gained, lost, min(1.0, 2 * tail / 2**discordant))
+    return McNemar(gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0)
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Rank correlation of two tables of the same shape; ties share their mean rank."""
+    from scipy.stats import spearmanr
 
-    def ranks(values: ArrayLike) -> Floats:
-        _, inverse, counts = np.unique(np.ravel(values), return_inverse=True, return_counts=True)
-        ends = counts.cumsum()
-        return (ends - (counts - 1) / 2)[inverse]
-
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+    return float(spearmanr(np.ravel(first), np.ravel(second)).statistic)
 
 
 def _percentiles(samples: Floats, level: float) -> Interval:

@@ -30,6 +30,7 @@ from ..plugin.branches import rules
 from ..plugin.branches.branch import Branch
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.branches.heads import best_heads, dispersed, random_heads, silenced
+from ..plugin.calibration.sections import how_to_get
 from ..plugin.core.layout import Layout
 from ..plugin.core.method import ModelFacts, Settings
 
@@ -68,7 +69,8 @@ class DeCoRe(Decoder):
             scores = facts.need(settings.by, "decore", "decoder").scores
             if scores is None:
                 raise CalibrationError(
-                    f"decore: the calibration's section '{settings.by}' has no head scores: measure them"
+                    f"decore: the calibration's section '{settings.by}' has no head scores:"
+                    f" {how_to_get(settings.by, facts.name)}"
                 )
             self.heads = best_heads(scores, settings.heads, facts, "decore.heads")
         if settings.random is not None:

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import SightlineError, UnsupportedModelError
+from ..common.errors import LINE, SightlineError, UnsupportedModelError, shortened
+from .naming import EMBEDDED, SMOLLM2, checkpoint
 
-EMBEDDED = "embedded"
-SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"  # a device: all of them
@@ -81,15 +80,17 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
     Raises:
         SightlineError: the model cannot be found or loaded.
     """
-    number_type, place = torch_dtype(dtype), torch_device("cpu" if device == AUTO else device)
+    number_type, home = torch_dtype(dtype), torch_device("cpu" if device == AUTO else device)
     if name in (EMBEDDED, SMOLLM2):
         if name == EMBEDDED:
             from .. import testbed
 
-            model, processor = testbed.load(number_type, place)
+            model, processor = testbed.load(number_type, home)
         else:
-            model, processor = _load_smollm2(number_type, place)
+            model, processor = _load_smollm2(number_type, home)
         return _spread(model) if device == AUTO else model, processor
+    place = checkpoint(name)
+    how = {"local_files_only": place.local, "trust_remote_code": False}
     from transformers import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         AutoConfig,
@@ -99,24 +100,19 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
         AutoTokenizer,
     )
 
-    folder = Path(name).expanduser()
-    is_path = folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1  # a hub name is owner/name
-    if is_path and not (folder / "config.json").is_file():
-        raise SightlineError(f"no model in {name}: expected a folder with config.json and weights")
-    name = str(folder) if is_path else name
     try:
-        sees = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        sees = type(AutoConfig.from_pretrained(place.name, **how)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         loader, reader = (AutoModelForImageTextToText, AutoProcessor) if sees else (AutoModelForCausalLM, AutoTokenizer)
         if device == AUTO:
-            model = loader.from_pretrained(name, dtype=number_type, device_map=AUTO)
+            model = loader.from_pretrained(place.name, dtype=number_type, device_map=AUTO, **how)
         else:
-            model = loader.from_pretrained(name, dtype=number_type).to(place)
-        return model.eval(), reader.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            model = loader.from_pretrained(place.name, dtype=number_type, **how).to(home)
+        return model.eval(), reader.from_pretrained(place.name, **how)
+    except Exception as error:  # transformers raises whatever a checkpoint that it cannot read leads it to
+        reason = shortened(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
         raise SightlineError(
-            f"cannot load model {name!r}: {reason.rstrip('.')}; give {EMBEDDED!r}, a checkpoint folder, or a hub name "
-            "that is cached or reachable"
+            f"cannot load model {shortened(name, LINE)!r}: {reason.rstrip('.')}; give {EMBEDDED!r}, a checkpoint folder,"
+            " or a hub name that is cached or reachable"
         ) from error
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..common.errors import ConfigError
-from ..common.validation import describe, load_yaml, suggest
+from ..common.documents import is_file, read_yaml
+from ..common.errors import ConfigError, shortened, shown
+from ..common.validation import describe, suggest
 from .branches.decoder import DECODERS
 from .composition import check
 from .core.method import Registered, Settings
@@ -50,22 +50,26 @@ class Config(BaseModel):
             raise ConfigError(
                 f"a configuration is a method's name, a path, a dict or a Config, not {type(source).__name__}"
             )
-        path = Path(source)
-        if not path.is_file():
+        path, name = Path(source), shortened(str(source), 200)
+        if not is_file(path):
             if path.suffix or path.name != str(source):
-                raise ConfigError(f"configuration file '{path}' does not exist: check the path")
+                raise ConfigError(f"configuration file '{name}' does not exist: check the path")
             _refuse_preprocessor(source)
             raise ConfigError(
-                f"unknown method or decoder '{source}'{suggest(str(source), list(methods()))}; registered:"
+                f"unknown method or decoder '{name}'{suggest(str(source), list(methods()))}; registered:"
                 f" {', '.join(methods())}"
             )
-        try:
-            data = load_yaml(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read configuration file '{path}': {' '.join(str(error).split())}") from error
+        where = f"configuration file '{name}'"
+        data = read_yaml(path, where=where)
         if not isinstance(data, Mapping):
-            raise ConfigError(f"configuration file '{path}' must be a mapping with the keys {', '.join(KEYS)}")
-        return _parse(data, f"configuration file '{path}'", path.parent)
+            raise ConfigError(f"{where} must be a mapping with the keys {', '.join(KEYS)}")
+        return _parse(data, where, path.parent)
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it refuses a prompt without a picture."""
+        names = [name for name, _ in (*self.methods, *([self.decoder] if self.decoder else []))]
+        return any(methods()[name].needs_image for name in names)
 
     def dump(self) -> dict[str, Any]:
         """The dict of the YAML's shape, with every setting that differs from its default."""
@@ -81,7 +85,7 @@ def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:
     for key in data:
         if key not in KEYS:
             raise ConfigError(
-                f"{where}: unknown key '{key}'{suggest(str(key), list(KEYS))}; allowed: {', '.join(KEYS)}"
+                f"{where}: unknown key {shown(key)}{suggest(str(key), list(KEYS))}; allowed: {', '.join(KEYS)}"
             )
     entries = data.get("methods")
     entries = [] if entries is None else entries
@@ -99,7 +103,7 @@ def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:
     check([*map(METHODS.find, names), *([] if chosen is None else [DECODERS.find(chosen[0])])], where)
     calibration = data.get("calibration")
     if calibration is not None and not isinstance(calibration, str | Path | Mapping):
-        raise ConfigError(f"{where}: 'calibration' must be auto, a path or a mapping (got {calibration!r})")
+        raise ConfigError(f"{where}: 'calibration' must be auto, a path or a mapping (got {shown(calibration)})")
     if isinstance(calibration, str | Path):
         calibration = str(folder / calibration if folder is not None and str(calibration) != "auto" else calibration)
     return Config(
@@ -114,7 +118,9 @@ def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[s
     if isinstance(entry, str):
         entry = {entry: None}
     if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise ConfigError(f"{where}: '{key}' must be a {kind}'s name or one name with its settings (got {entry!r})")
+        raise ConfigError(
+            f"{where}: '{key}' must be a {kind}'s name or one name with its settings (got {shown(entry)})"
+        )
     ((name, values),) = entry.items()
     other = DECODERS if registry is METHODS else METHODS
     if name not in registry and name in other:
@@ -130,7 +136,7 @@ def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[s
         raise ConfigError(f"{where}: '{key}': {error}") from None
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError(
-            f"{where}: '{key}.{name}' must be a mapping of settings (got {values!r}); allowed: {', '.join(schema.model_fields)}"
+            f"{where}: '{key}.{name}' must be a mapping of settings (got {shown(values)}); allowed: {', '.join(schema.model_fields)}"
         )
     try:
         return str(name), schema.model_validate(dict(values or {}))

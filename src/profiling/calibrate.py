@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
+from ..common.documents import is_file
 from ..common.errors import CalibrationError, ConfigError, SightlineError
-from ..common.files import versions, write_text
+from ..common.files import locked, versions, write_text
 from ..common.readers import Notes
 from ..models.samples import TESTBED
 from ..plugin.calibration.files import Calibration, find_shipped, model_name, own_file
 from ..plugin.calibration.sections import Fact, RetrievalHeads, Source
 from ..plugin.core.host import host_of
-from .data.examples import examples
+from .data.examples import check_source, examples
 from .job import Job, Partial, rounded
 from .probes import retrieval
 from .profiles import ALL, PROFILES, chosen
@@ -92,38 +93,51 @@ def calibrate(
     if not names and imported is None:
         raise ConfigError(f"nothing to measure: name profiles, {ALL} or {', '.join(PROFILES)}")
     path = own_file(model) if out is None else out
-    file = _begun(model, path, default=out is None)
-    notes = Notes()
-    shown = examples(data, samples, seed=seed, sees=sees, notes=notes) if names else []
-    for line in notes.lines():
-        say(line)
-    request = {"model": model_name(model), "dtype": str(model.dtype), "data": str(data), "seed": seed}
-    request |= {
-        "samples": len(shown),
-        "examples": hashlib.sha256("\n".join(one.id for one in shown).encode()).hexdigest(),
-    }
-    kept = Partial(path.with_name(f"{path.name}.partial"), request, resume=resume)
-    hooks: dict[str, Any] = {"say": say, "advance": advance}
-    job = Job(
-        model, processor, shown, host.facts(None), kept, seed=seed, batch=batch, known=_known(model, file), **hooks
-    )
-    measured = Measured(path, file, notes=notes.lines())
-    if imported is not None:
-        measured.sections[IMPORT] = _imported(imported, file)
-    try:
-        _measure(job, names, profiles, measured)
-    except BaseException:
-        kept.save()
-        if kept.done:
-            say(f"kept what was measured in {kept.path}: --resume continues")
-        raise
-    if not measured.sections:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in measured.skipped.items())
-        raise CalibrationError(f"nothing could be measured: {reasons}")
-    measured.calibration = _merged(measured, command)
-    write_text(path, measured.calibration.dump())
-    kept.remove()
+    with locked(path.with_name(f".{path.name}.lock"), path):
+        file = _begun(model, path, default=out is None)
+        notes = Notes()
+        shown = examples(data, samples, seed=seed, sees=sees, notes=notes) if names else []
+        for line in notes.lines():
+            say(line)
+        request = {"model": model_name(model), "dtype": str(model.dtype), "data": str(data), "seed": seed}
+        request |= {
+            "samples": len(shown),
+            "examples": hashlib.sha256("\n".join(one.id for one in shown).encode()).hexdigest(),
+        }
+        kept = Partial(path.with_name(f"{path.name}.partial"), request, resume=resume)
+        hooks: dict[str, Any] = {"say": say, "advance": advance, "known": _known(model, file)}
+        job = Job(model, processor, shown, host.facts(None), kept, seed=seed, batch=batch, **hooks)
+        measured = Measured(path, file, notes=notes.lines())
+        if imported is not None:
+            measured.sections[IMPORT] = _imported(imported, file)
+        try:
+            _measure(job, names, profiles, measured)
+        except BaseException:
+            kept.save()
+            if kept.done:
+                say(f"kept what was measured in {kept.path}: --resume continues")
+            raise
+        if not measured.sections:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in measured.skipped.items())
+            raise CalibrationError(f"nothing could be measured: {reasons}")
+        measured.calibration = _merged(measured, command)
+        write_text(path, measured.calibration.dump())
+        kept.remove()
     return measured
+
+
+def check(profiles: Sequence[str], data: str | Path, out: Path | None, imported: Path | None) -> None:
+    """What can be checked of a request before its model is there.
+
+    Raises:
+        SightlineError: an unknown profile, or a folder or file that cannot be used.
+    """
+    chosen(profiles, sees=True)
+    check_source(data)
+    if imported is not None:
+        retrieval.read_public(imported)
+    if out is not None and is_file(out):
+        Calibration.load(out)
 
 
 def _measure(job: Job, names: Sequence[str], named: Sequence[str], measured: Measured) -> None:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..common.errors import SightlineError
+from ..common.documents import parse_json
+from ..common.errors import SightlineError, shown
 from ..common.files import replacing
 from ..models.observe import Batch
 from ..models.samples import Example
@@ -50,7 +51,7 @@ class Partial:
 
     def save(self) -> None:
         """Write the file in one step; nothing where nothing was measured."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         if self.done and self.path is not None:
             tensors = {
@@ -58,7 +59,7 @@ class Partial:
             }
             head = {"request": self.request, "done": self.done, "seconds": self.seconds}
             with replacing(self.path) as new:
-                save_file(tensors, new, metadata={key: json.dumps(value) for key, value in head.items()})
+                new.write_bytes(save(tensors, {key: json.dumps(value) for key, value in head.items()}))
         self._saved = time.monotonic()
 
     @contextmanager
@@ -81,20 +82,27 @@ class Partial:
         try:
             with safe_open(path, "pt") as file:
                 head = file.metadata()
-                request, done, seconds = (json.loads(head[key]) for key in ("request", "done", "seconds"))
+                request, done, seconds = (_object(head[key], path) for key in ("request", "done", "seconds"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        except (SafetensorError, SightlineError, OSError, TypeError, KeyError, ValueError) as error:
             raise SightlineError(f"cannot continue from {path}, it is damaged: start anew without --resume") from error
         for key, value in self.request.items():
             if request.get(key) != value:
                 raise SightlineError(
-                    f"cannot continue from {path}: it was begun with {key} {request.get(key)}, not {value}; ask"
+                    f"cannot continue from {path}: it was begun with {key} {shown(request.get(key))}, not {shown(value)}; ask"
                     " for the same again, or start anew without --resume"
                 )
         self.done, self.seconds = done, seconds
         for name, tensor in tensors.items():
             stage, _, key = name.rpartition("/")
             self._sums.setdefault(stage, {})[key] = tensor
+
+
+def _object(written: str, path: Path) -> dict[str, Any]:
+    found = parse_json(written, str(path))
+    if not isinstance(found, dict) or not all(isinstance(one, int | float | str) for one in found.values()):
+        raise ValueError("no object of plain values")
+    return found
 
 
 class Job:

@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from ...common.errors import ConfigError
-from ...common.files import config_hash, write_text
-from ...common.readers import DataError, read_json, read_rows
+from ...common.documents import read_rows, read_yaml
+from ...common.errors import LINE, ConfigError, DataError, shortened
+from ...common.files import config_hash, replacing, write_text
 from ...common.validation import suggest
 from ..benchmark import Benchmark, Source
 from ..runner import suite
@@ -167,13 +166,6 @@ _Dumper.add_representer(
 )
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads a harness's YAML and leaves its functions alone."""
-
-
-_Loader.add_multi_constructor("!", lambda loader, tag, node: None)
-
-
 def _find(harness: str, name: str) -> tuple[Path, dict[str, Any]]:
     """The YAML file of a harness's task or group, and what is written in it and in the files it includes."""
     known = []
@@ -192,10 +184,7 @@ def _find(harness: str, name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        written = yaml.load(path.read_text("utf-8", errors="replace"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    written = read_yaml(path, error=DataError, foreign=True)
     if not isinstance(written, dict):
         return {}
     included = written.pop("include", [])
@@ -236,13 +225,11 @@ def _readable(files: Sequence[Path], folder: Path) -> list[Path]:
         return list(files)
     rows = []
     for path in files:
-        listed = path.suffix == ".json" and path.read_text("utf-8-sig").lstrip().startswith("[")
-        found = read_json(path, list) if listed else [row for _, row in read_rows(path)]
-        for number, row in enumerate(found):
+        for place, row in read_rows(path):
             if isinstance(row.get("image"), str):
                 picture = path.parent / row["image"]
-                if not picture.is_file():
-                    raise DataError(f"{path}, row {number}: no picture {picture}")
+                if not os.path.isfile(picture):
+                    raise DataError(f"{place}: no picture {shortened(str(picture), LINE)}")
                 row = {**row, "image": picture}
             rows.append(row)
     stamp = [(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
@@ -266,11 +253,8 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     features = {"image": datasets.Image()} if "image" in table else {}
     known = datasets.Dataset.from_dict({key: values for key, values in table.items() if key != "image"}).features
     made = datasets.Dataset.from_dict(table, features=datasets.Features({**known, **features}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        written = Path(scratch) / "rows"
-        made.to_parquet(written)
-        os.replace(written, path)
+    with replacing(path) as new:
+        made.to_parquet(new)
 
 
 def _keys(benchmark: Benchmark) -> list[str]:

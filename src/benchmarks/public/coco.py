@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ...common.documents import read_yaml, shipped_yaml
 from ...common.readers import DataError, first_file, read_json, read_text, text, unique, value
-from ...common.validation import load_yaml, suggest
+from ...common.validation import suggest
 from ..benchmark import OWN, STRICT, Source
 from .chair import Vocabulary, Words
 from .chair_script import ScriptWords
@@ -48,7 +46,7 @@ def vocabulary(synonyms: Path | None = None, *, strict: bool = False) -> Words:
 
 @cache
 def own_table() -> Mapping[str, Any]:
-    return yaml.safe_load((resources.files("sightline.eval") / "data" / "coco.yaml").read_text("utf-8"))
+    return shipped_yaml("data", "coco.yaml")
 
 
 def categories() -> list[str]:
@@ -87,10 +85,7 @@ def annotated(folder: Path, source: Source) -> tuple[Path, Words, dict[int, str]
 
 def _renamed(path: Path, words: Words) -> dict[str, str | None]:
     """A table of a file's categories: its name -> one that the words know, or None to leave it out."""
-    try:
-        table = load_yaml(read_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not YAML: {error}") from None
+    table = read_yaml(path, error=DataError)
     if not isinstance(table, dict):
         raise DataError(f"{path}: expected a line 'its name: our name' for each category")
     wrong = [name for name in table.values() if name is not None and name not in words.names]

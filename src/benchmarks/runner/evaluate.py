@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import ConfigError
-from ...common.files import config_hash, provenance, write_json, write_text
+from ...common.files import config_hash, provenance, replacing, write_json, write_text
 from ...common.readers import Notes
 from ...models.loading import check_whole
 from ...models.samples import Reply
@@ -205,8 +205,8 @@ class PictureFolder:
             return str(image.absolute())
         if id(image) not in self.saved:
             name = self.saved[id(image)] = f"{PICTURES}/{len(self.saved)}.png"
-            (self.out / PICTURES).mkdir(parents=True, exist_ok=True)
-            image.convert("RGB").save(self.out / name)
+            with replacing(self.out / name) as new:
+                image.convert("RGB").save(new, "PNG")
         return self.saved[id(image)]
 
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ...common.errors import SightlineError
-from ...common.files import write_json
-from ...common.readers import Notes, read_json
+from ...common.documents import parse_json, read_json
+from ...common.errors import SightlineError, shown
+from ...common.files import locked, unwritable, write_json
+from ...common.readers import Notes
 
 MANIFEST = "manifest.json"
+MERGING = 600.0  # seconds to wait for another process that merges
 Row = dict[str, Any]
 
 
@@ -48,18 +50,17 @@ class Store:
                     f"{folder} holds results without {MANIFEST}, so whose is unknown: choose another --out"
                 )
             write_json(manifest, dict(identity))
-        _same_run(folder, read_json(manifest, dict), json.loads(json.dumps(identity)))
-        try:
-            self._file: IO[bytes] = self.path.open("ab")
-            if not _lock(self._file, wait=False):
-                raise StoreError(
-                    f"{self.path} is being written by another process: wait for it, or choose another --out"
-                )
-            whole = sum(len(line) + 1 for _, line in _whole_lines(self.path))
-            if whole < self.path.stat().st_size:
-                self._file.truncate(whole)
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror}; choose another --out") from error
+        _same_run(folder, read_json(manifest, dict, error=StoreError), json.loads(json.dumps(identity)))
+        with ExitStack() as held:
+            held.enter_context(locked(folder / f".rank-{rank}.lock", self.path))
+            try:
+                self._file: IO[bytes] = held.enter_context(self.path.open("ab"))
+                whole = sum(len(line) + 1 for _, line in _whole_lines(self.path))
+                if whole < self.path.stat().st_size:
+                    self._file.truncate(whole)
+            except OSError as error:
+                raise unwritable(self.path, error) from error
+            self._held = held.pop_all()  # until the process leaves
 
     def __enter__(self) -> Store:
         return self
@@ -67,13 +68,20 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._held.close()
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add finished samples, each with its `id`; they are on disk when this returns."""
-        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Add finished samples, each with its `id`; they are on disk when this returns.
+
+        Raises:
+            SightlineError: the disk is full; what was added before stays.
+        """
+        try:
+            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def done(self, notes: Notes | None = None) -> dict[str, Row]:
         """Finished samples of all processes, by id.
@@ -104,8 +112,8 @@ def _whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _row(place: str, line: bytes) -> Row:
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = parse_json(line.decode(), place)
+    except (SightlineError, UnicodeDecodeError):
         row = None
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "reply" not in row:
         raise StoreError(f"{place}: damaged, not a finished sample: delete that line, and the sample is done again")
@@ -122,26 +130,9 @@ def _same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def _short(setting: Any) -> str:
-    written = json.dumps(setting)
-    return written if len(written) <= 40 else f"{written[:36]}..."
+    return shown(setting, 40)
 
 
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> AbstractContextManager[None]:
     """Inside, this process is the only one of an evaluation; others wait."""
-    with (folder / ".lock").open("ab") as file:
-        _lock(file, wait=True)
-        yield
-
-
-def _lock(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock a file until it is closed; False where another process has it. Systems without such locks let everybody in."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return locked(folder / ".lock", folder, seconds=MERGING)

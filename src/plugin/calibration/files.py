@@ -7,6 +7,8 @@ where nothing is known; a method that needs it says so by name. Files of older s
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
@@ -16,9 +18,11 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ...common.errors import CalibrationError
+from ...common.documents import parse_yaml, read_yaml
+from ...common.errors import CalibrationError, shortened
 from ...common.files import config_hash
-from ...common.validation import describe, load_yaml
+from ...common.validation import describe
+from .identity import comparable, identity
 from .sections import (
     BoxHeads,
     ConflictHeads,
@@ -113,33 +117,22 @@ class Calibration(Section):
             found = find_shipped(model)
             if found is None:
                 raise CalibrationError(
-                    f"no calibration file is shipped for '{model_name(model)}' (shipped: {', '.join(shipped())});"
-                    " run sightline calibrate, pass calibration=PATH, or the values in the method's own settings"
+                    f"no calibration file is shipped for '{model_name(model)}' (shipped: {', '.join(shipped())}):"
+                    f" run `sightline calibrate {shlex.quote(model_name(model))} --profile all`, pass calibration=PATH, or"
+                    " the values in the method's own settings"
                 )
             return found
         if not isinstance(source, str | Path):
             raise CalibrationError(
                 f"a calibration is a path, a dict, a Calibration or auto, not {type(source).__name__}"
             )
-        path = Path(source)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(f"cannot read calibration file '{path}': {_short(error)}") from error
-        return cls._parse_text(text, f"calibration file '{path}'")
+        where = f"calibration file '{shortened(str(source), 200)}'"
+        return cls._parse(read_yaml(Path(source), error=CalibrationError, where=where), where)
 
     @classmethod
-    def _parse_text(cls, text: str, where: str) -> Calibration:
-        try:
-            data = load_yaml(text)
-        except yaml.YAMLError as error:
-            raise CalibrationError(f"{where} is not valid YAML: {_short(error)}") from error
+    def _parse(cls, data: Any, where: str) -> Calibration:
         if not isinstance(data, Mapping):
             raise CalibrationError(f"{where} must be a mapping of keys such as model, architecture, layers, heads")
-        return cls._parse(data, where)
-
-    @classmethod
-    def _parse(cls, data: Mapping[str, Any], where: str) -> Calibration:
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
@@ -195,40 +188,67 @@ def shipped() -> dict[str, Calibration]:
     found = {}
     for entry in sorted(files("sightline.calibration").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
-            calibration = Calibration._parse_text(entry.read_text(encoding="utf-8"), f"shipped file '{entry.name}'")
+            where = f"shipped file '{entry.name}'"
+            calibration = Calibration._parse(parse_yaml(entry.read_text(encoding="utf-8"), where), where)
             found[calibration.model] = calibration
     return found
 
 
 def find_shipped(model: Any) -> Calibration | None:
-    """The file known for a model's name or path: the user's own (`own_file`), else the shipped one.
+    """The file known for a model: the user's own (`found_own`), else the one shipped for its name or path.
 
     A shipped file is for the model if the name's last part is that of the file's `model`, or it ends in an alias.
     """
-    own = own_file(model)
-    if own.is_file():
-        return _read_own(own, own.stat().st_mtime_ns)
-    return _find_in_package(model)
+    own = found_own(model)
+    return _find_in_package(model) if own is None else _read_own(own, own.stat().st_mtime_ns)
 
 
 def found_at(model: Any) -> str | None:
     """Which file `find_shipped` takes: the path of the user's own, or whose shipped one."""
-    own, shipped_one = own_file(model), _find_in_package(model)
-    return str(own) if own.is_file() else f"shipped for {shipped_one.model}" if shipped_one is not None else None
+    own, shipped_one = found_own(model), _find_in_package(model)
+    return str(own) if own is not None else f"shipped for {shipped_one.model}" if shipped_one is not None else None
+
+
+def found_own(model: Any) -> Path | None:
+    """The user's own file for these weights under this name, if there is one.
+
+    Where the weights cannot be compared (quantised, or spread over processes), the only file of that name will do.
+
+    Raises:
+        CalibrationError: several would do.
+    """
+    stem = _own_stem(model)
+    known = sorted(own_folder().glob(f"{stem}-{'[0-9a-f]' * 12}.yaml"))
+    mine = own_folder() / f"{stem}-{identity(model)}.yaml" if known else None
+    if mine in known:
+        return mine
+    if not known or comparable(model):
+        return None
+    if len(known) > 1:
+        raise CalibrationError(
+            f"{len(known)} calibration files could be meant for '{model_name(model)}', first {known[0]}: say which with"
+            " calibration=PATH (--calibration)"
+        )
+    return known[0]
 
 
 def own_file(model: Any) -> Path:
-    """Where `sightline calibrate` writes a model's file, and where it is found.
+    """Where `sightline calibrate` writes a model's file, and where it is found: in the `own_folder`, under the last part
+    of the model's name and the letters of its weights (`identity`)."""
+    return own_folder() / f"{_own_stem(model)}-{identity(model)}.yaml"
 
-    It lies in the folder that the environment variable SIGHTLINE_CALIBRATION names, else in the user's data folder.
-    """
+
+def own_folder() -> Path:
+    """The folder that the environment variable SIGHTLINE_CALIBRATION names, else one in the user's data folder."""
     folder = os.environ.get(FOLDER)
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(folder) if folder else Path(data) / "sightline" / "calibration"
+
+
+def _own_stem(model: Any) -> str:
     known = _find_in_package(model)
     parts = _parts(model_name(model) if known is None else known.model)
-    return (
-        Path(folder) if folder else Path(data) / "sightline" / "calibration"
-    ) / f"{parts[-1] if parts else 'model'}.yaml"
+    return re.sub(r"[^\w.+-]+", "_", parts[-1])[:100] if parts else "model"
 
 
 def model_name(model: Any) -> str:
@@ -252,10 +272,6 @@ def _find_in_package(model: Any) -> Calibration | None:
 
 def _parts(name: str) -> list[str]:
     return [part.lower() for part in name.replace("\\", "/").split("/") if part]
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def calibration_hash(calibration: Calibration | None) -> str:

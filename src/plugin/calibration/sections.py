@@ -6,12 +6,44 @@ a row for each layer and a number for each query head in it.
 
 from __future__ import annotations
 
+import shlex
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MEASURED = frozenset(
+    [
+        "sink",
+        "gaze",
+        "visual_heads",
+        "replies",
+        "image_heads",
+        "concept_heads",
+        "ocr_heads",
+        "retrieval_heads",
+        "inducing_heads",
+        "conflict_heads",
+        "word_heads",
+        "head_gates",
+        "premise_heads",
+    ]
+)
+"""The sections that `sightline calibrate` measures."""
+
+
+def profile_of(section: str) -> str:
+    """The name of the profile that measures a section."""
+    return "sinks" if section == "sink" else section.replace("_", "-")
+
+
+def how_to_get(section: str, model: str) -> str:
+    """What to do where a section is missing: the command that measures it, or where else it comes from."""
+    if section not in MEASURED:
+        return f"pass calibration=PATH with that section for '{model}'"
+    return f"run `sightline calibrate {shlex.quote(model)} --profile {profile_of(section)}`, or pass calibration=PATH"
 
 
 class Section(BaseModel):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...common.errors import CalibrationError, UnsupportedModelError
 from ..calibration.files import Calibration
+from ..calibration.sections import how_to_get
 from .edits import Edit
 from .layout import Layout, Step
 
@@ -96,8 +97,8 @@ class ModelFacts:
                 else "there is no calibration"
             )
             raise CalibrationError(
-                f"{kind} '{method}' needs the calibration section '{section}' and {have}: pass calibration=PATH with that"
-                f" section for '{self.name}', or give the values in its own settings"
+                f"{kind} '{method}' needs the calibration section '{section}' and {have}:"
+                f" {how_to_get(section, self.name)}, or give the values in its own settings"
             )
         return value
 

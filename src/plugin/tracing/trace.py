@@ -30,6 +30,7 @@ from transformers import StoppingCriteriaList
 from ...common.errors import CalibrationError, ConfigError, UnsupportedModelError
 from ...common.validation import describe
 from ..branches.heads import Head, best_heads
+from ..calibration.sections import how_to_get
 from ..core.method import ModelFacts, Settings
 from .grounding import answer_text, word_table
 from .record import Chosen, Record
@@ -89,7 +90,10 @@ def traced_heads(settings: TraceSettings, facts: ModelFacts) -> tuple[Head, ...]
         return every if chosen == "all" else tuple(head for head in every if head[0] in spread)
     scores = facts.need(section, "trace", "option").scores
     if scores is None:
-        raise CalibrationError(f"trace: the calibration's section '{section}' has no head scores: choose other heads")
+        raise CalibrationError(
+            f"trace: the calibration's section '{section}' has no head scores: {how_to_get(section, facts.name)}, or choose"
+            " other heads"
+        )
     count = min(settings.count, layers * facts.heads)
     strength = [sum(sorted(row)[-math.ceil(count / layers) :]) for row in scores]
     strongest = sorted(range(facts.layers), key=lambda layer: -strength[layer])[:layers]

@@ -18,8 +18,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
+
+from ...common.documents import shipped_yaml
 
 CALIBRATION, TEST = "calibration", "test"
 SPLITS = (CALIBRATION, TEST)
@@ -139,9 +140,7 @@ def normalise(text: str) -> str:
 
 def read_table(name: str) -> Any:
     """A data file of `eval/data/`."""
-    import yaml
-
-    return yaml.safe_load((resources.files("sightline.eval") / "data" / name).read_text("utf-8"))
+    return shipped_yaml("data", name)
 
 
 def capital(text: str) -> str:

@@ -8,16 +8,18 @@ without either, as the pictures that lie in it. Rows of JSON lines without an im
 from __future__ import annotations
 
 import itertools
-import json
+import math
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import SightlineError
+from ...common.documents import read_json, read_rows
+from ...common.errors import LINE, DataError, SightlineError, shortened, shown
 from ...common.pictures import open_image
-from ...common.readers import DataError, Notes, read_json, read_rows, value
+from ...common.readers import Notes, numbers, records, value
 from ...models.samples import TESTBED, Example, Region
 from .texts import sentences
 
@@ -47,6 +49,14 @@ def examples(
     if len(found) == 1:
         notes.add("one example: its values are that example's, not the model's; give more")
     return found
+
+
+def check_source(source: str | Path) -> None:
+    """Raises DataError where `examples` would, before it is known what the model sees."""
+    if str(source) != TESTBED:
+        if not Path(source).is_dir():
+            raise DataError(f"no folder {source}: check --data")
+        _annotated(Path(source))
 
 
 def _scenes(number: int, seed: int, split: str) -> Iterator[Example]:
@@ -137,7 +147,7 @@ def _json_lines(path: Path, folder: Path, places: Mapping[str, Path]) -> Iterato
     for place, row in read_rows(path):
         unknown = sorted(row.keys() - known)
         if unknown:
-            raise DataError(f"{place}: unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+            raise DataError(f"{place}: unknown key {shown(unknown[0])}; it takes {', '.join(sorted(known))}")
         image = _picture(value(row, "image", place, str), folder, places, place) if "image" in row else None
         if image is None and "prompt" not in row:
             raise DataError(f"{place}: neither 'image' nor 'prompt'")
@@ -156,50 +166,49 @@ def _regions(row: Mapping[str, Any], key: str, place: str) -> tuple[Region, ...]
     for item in value(row, key, place, list) if key in row else ():
         label, box = (item.get("label"), item.get("box")) if isinstance(item, dict) else (None, None)
         if not isinstance(label, str) or not label or not isinstance(box, list) or not _is_box(box):
-            shown = json.dumps(item)[:60]
-            raise DataError(f"{place}: '{key}' takes {{label, box: [left, top, right, bottom]}}, got {shown}")
+            raise DataError(f"{place}: '{key}' takes {{label, box: [left, top, right, bottom]}}, got {shown(item)}")
         left, top, right, bottom = box
         found.append(Region(label, (left, top, right, bottom)))
     return tuple(found)
 
 
 def _is_box(box: list[Any]) -> bool:
-    numbers = len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
-    return numbers and box[0] < box[2] and box[1] < box[3]
+    known = len(box) == 4 and all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in box)
+    return known and math.isfinite(sum(box)) and box[0] < box[2] and box[1] < box[3]
 
 
 def _coco(path: Path, folder: Path, places: Mapping[str, Path]) -> Iterator[Example]:
     """One example per image, and one more for each annotation."""
     data = read_json(path, dict)
     names = {
-        value(item, "id", f"{path}, categories", int): value(item, "name", f"{path}, categories", str)
-        for item in data.get("categories", ())
+        value(item, "id", place, int): value(item, "name", place, str)
+        for place, item in records(
+            value(data, "categories", str(path), list) if "categories" in data else (), str(path), "category"
+        )
     }
-    shown: dict[int, Example] = {}
-    for item in value(data, "images", str(path), list):
-        place = f"{path}, image {item.get('id')}"
+    pictured: dict[int, Example] = {}
+    for place, item in records(value(data, "images", str(path), list), str(path), "image"):
         image = _picture(value(item, "file_name", place, str), folder, places, place)
-        shown[value(item, "id", place, int)] = Example(str(image), PROMPT, image)
-    yield from shown.values()
-    for item in value(data, "annotations", str(path), list):
-        place = f"{path}, annotation {item.get('id')}"
+        pictured[value(item, "id", place, int)] = Example(str(image), PROMPT, image)
+    yield from pictured.values()
+    for place, item in records(value(data, "annotations", str(path), list), str(path), "annotation"):
         number = value(item, "image_id", place, int)
-        if number not in shown:
+        if number not in pictured:
             raise DataError(f"{place}: image {number} is not in 'images'")
         if "caption" in item:
-            yield replace(shown[number], caption=value(item, "caption", place, str))
+            yield replace(pictured[number], caption=value(item, "caption", place, str))
         elif "bbox" in item:
-            left, top, width, height = value(item, "bbox", place, list)
+            left, top, width, height = numbers(item, "bbox", place, 4)
             if not _is_box([left, top, left + width, top + height]):
                 continue  # COCO has a few boxes without area
             category = value(item, "category_id", place, int)
             if category not in names:
                 raise DataError(f"{place}: category {category} is not in 'categories'")
-            yield replace(shown[number], objects=(Region(names[category], (left, top, left + width, top + height)),))
+            yield replace(pictured[number], objects=(Region(names[category], (left, top, left + width, top + height)),))
 
 
 def _picture(name: str, folder: Path, places: Mapping[str, Path], place: str) -> Path:
-    path = folder / name if (folder / name).is_file() else places.get(Path(name).name)
+    path = folder / name if os.path.isfile(folder / name) else places.get(Path(name).name)
     if path is None:
-        raise DataError(f"{place}: no picture {name} in {folder}")
+        raise DataError(f"{place}: no picture {shortened(name, LINE)} in {folder}")
     return path

@@ -11,7 +11,6 @@ Ours (see also `needles.py`): no fixed token ids, and an answer ends with a line
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...common.errors import CalibrationError
+from ...common.documents import read_json
+from ...common.errors import CalibrationError, shown
 from ...plugin.calibration.files import RetrievalHeads
 from ...plugin.core.edits import Edit, Rows, WeightProbe
 from ..data.needles import Trial, recall, trials
@@ -192,22 +192,15 @@ def read_public(path: Path | str) -> list[list[float]]:
         CalibrationError: the file cannot be read, is not of that shape, lacks a head, or has runs for some heads only.
     """
     where = f"head score file '{path}'"
-    try:
-        data = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(
-            f"cannot read {where}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise CalibrationError(f"{where} is not JSON: {error}") from error
+    data = read_json(Path(path), dict, error=CalibrationError)
     shape = 'expected {"<layer>-<head>": [score of each run, ...], ...}'
-    if not isinstance(data, dict) or not data:
+    if not data:
         raise CalibrationError(f"{where} holds no heads: {shape}")
     means: dict[tuple[int, int], float] = {}
     for key, values in data.items():
         parts = key.split("-")
         if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
-            raise CalibrationError(f"{where}: {key!r} names no head: {shape}")
+            raise CalibrationError(f"{where}: {shown(key)} names no head: {shape}")
         if not isinstance(values, list) or not values or not all(_is_score(value) for value in values):
             raise CalibrationError(f"{where}: head {key} has no list of scores: {shape}")
         if len(values) != len(next(iter(data.values()))):

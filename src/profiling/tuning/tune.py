@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from ...common.errors import ConfigError, SightlineError
-from ...common.files import config_hash, provenance, write_json, write_text
+from ...common.files import config_hash, inside, provenance, write_json, write_text
 from ...common.statistics import difference, interval
+from ...common.validation import suggest
 from ...plugin.calibration.files import Calibration, calibration_hash, find_shipped, model_name
 from ..job import Partial
 from .exam import HIGHER, Exam, Marks
@@ -65,6 +66,16 @@ def guards(keep: Sequence[str]) -> list[Guard]:
     given = [Guard.parse(text) for text in keep]
     named = {guard.score for guard in given}
     return [guard for guard in map(Guard.parse, KEPT) if guard.score not in named] + given
+
+
+def check(objective: str, keep: Sequence[str]) -> list[Guard]:
+    """The guards of a search. Raises ConfigError for an unknown objective or guard, SightlineError without Optuna."""
+    if objective not in HIGHER:
+        raise ConfigError(
+            f"unknown --objective {objective!r}{suggest(objective, list(HIGHER))}; choose {', '.join(HIGHER)}"
+        )
+    _optuna()
+    return guards(keep)
 
 
 @dataclass(frozen=True)
@@ -124,9 +135,7 @@ def tune(
     Raises:
         SightlineError: a space does not fit the model, or a reported picture was tuned on.
     """
-    if objective not in HIGHER:
-        raise ConfigError(f"unknown --objective {objective!r}: choose {', '.join(HIGHER)}")
-    held = guards(keep)
+    held = check(objective, keep)
     if reported is not None:
         check_apart(exam, reported)
     known = find_shipped(model) if calibration is None else Calibration.load(calibration, model)
@@ -254,7 +263,7 @@ def save(result: Mapping[str, Any], folder: Path) -> list[Path]:
     for name, config in result["chosen"].items():
         if config is not None:
             head = f"# Chosen by `{result['command']}`; pictures that it was tuned on: result.json\n"
-            written.append(folder / f"{name}.yaml")
+            written.append(inside(folder, f"{name}.yaml"))
             write_text(written[-1], head + yaml.safe_dump(dict(config), sort_keys=False, default_flow_style=None))
     (folder / PARTIAL).unlink(missing_ok=True)
     return written
