@@ -15,7 +15,7 @@ from .errors import SightlineError, shortened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is opened, whatever a file is called; none of them starts another program or runs what a file says."""
 PIXELS = 100_000_000
 """Pixels that a picture may have."""

@@ -49,7 +49,7 @@ def records(listed: Iterable[Any], where: str, what: str) -> list[tuple[str, dic
 def value(row: Mapping[str, Any], key: str, place: str, kind: type[T] | tuple[type[T], ...]) -> T:
     """`row[key]` of a given type. Raises DataError naming the place."""
     if key not in row:
-        raise DataError(f"{place}: no {key!r}; it has {shown(list(row)) if row else 'nothing'}")
+        raise DataError(f"{place}: no {key!r}; it has {shortened(', '.join(map(str, row)), LINE) or 'nothing'}")
     if not isinstance(row[key], kind) or isinstance(row[key], bool):
         raise DataError(f"{place}: {key!r} is {shown(row[key])}")
     return row[key]

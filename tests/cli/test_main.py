@@ -96,7 +96,10 @@ def test_interrupt(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demos, "demo", stopped)
-    assert fails(["demo", "--out", str(tmp_path)], capsys, status=130) == "error: interrupted\n"
+    assert (
+        fails(["demo", "--out", str(tmp_path)], capsys, status=130)
+        == "error: interrupted; nothing is kept yet: run the same command again\n"
+    )
 
 
 def test_demo_writes_report_and_json(

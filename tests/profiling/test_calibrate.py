@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ def test_reply_lengths_are_those_of_plain_greedy_answers(embedded: tuple[Any, An
 def test_calibrate_makes_a_file_that_is_found_and_used(embedded: tuple[Any, Any], own_folder: Path) -> None:
     model, processor = embedded
     measured = calibrate(model, processor, samples=4, batch=4, command="sightline calibrate embedded")
-    assert measured.path == own_file(model) == own_folder / "testbed.yaml"
+    assert measured.path == own_file(model)
+    assert re.fullmatch(r"testbed-[0-9a-f]{12}\.yaml", measured.path.name)
     assert list(measured.sections) == FOUND
     assert "none of" in measured.skipped["retrieval-heads"]
     assert "name none" in measured.skipped["ocr-heads"]
@@ -184,7 +186,7 @@ def test_calibrate_makes_a_file_that_is_found_and_used(embedded: tuple[Any, Any]
         assert fact.source.command == "sightline calibrate embedded"
         assert fact.source.samples == (8 if name == "inducing_heads" else 4)  # of a picture: one thing there, one not
         assert fact.source.seconds is not None
-    assert [path.name for path in own_folder.iterdir()] == ["testbed.yaml"]
+    assert list(own_folder.iterdir()) == [measured.path]
     config = {"methods": ["var", {"vhr": {"static": True}}, "gift"]}
     with sightline.attach(model, config, processor=processor) as plug:
         layers = plug._runner.methods["gift"].saliency_layers  # type: ignore[attr-defined]
@@ -200,15 +202,16 @@ def test_the_demo_uses_the_file_that_was_measured(embedded: tuple[Any, Any], own
     file = Calibration.load("auto", embedded[0])
     calibrate(*embedded, profiles=["visual-heads"], samples=2)
     after = demo(scenes=1, suite=suite).result
-    assert after["calibration"] == str(own_folder / "testbed.yaml")
-    fresh = Calibration.load(own_folder / "testbed.yaml")
+    own = own_file(embedded[0])
+    assert after["calibration"] == str(own)
+    fresh = Calibration.load(own)
     assert after["hashes"]["calibration"] == calibration_hash(fresh) != before["hashes"]["calibration"]
     assert fresh.visual_heads is not None
     assert file.visual_heads is not None
     fewest = [[0.0] * 8 for _ in range(8)]
     fewest[7][7] = 1.0  # a file by which VHR takes one head only
     heads = fresh.visual_heads.model_copy(update={"chosen": fewest, "layers": [7]})
-    write_text(own_folder / "testbed.yaml", fresh.model_copy(update={"visual_heads": heads}).dump())
+    write_text(own, fresh.model_copy(update={"visual_heads": heads}).dump())
     maps_of = [run["runs"][1]["head_maps"]["vhr"] for run in (after, demo(scenes=1, suite=suite).result)]
     assert maps_of[1] == fewest
     assert maps_of[0] != fewest
@@ -488,7 +491,7 @@ def test_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], own_folder: P
     assert str(out) in shown_text
     assert [row["profile"] for row in json.loads(result.read_text())["measured"]] == ["sinks", "gaze"]
     assert cli.main([*arguments, "--seed", "3"]) == 0
-    assert cli.main(["show", str(out), str(own_folder / "testbed.yaml")]) == 0
+    assert cli.main(["show", str(out), str(next(own_folder.iterdir()))]) == 0
     assert "sink.tau" in capsys.readouterr().out
     assert cli.main(["show", "--schema"]) == 0
     assert "sink" in json.loads(capsys.readouterr().out)["properties"]

@@ -508,7 +508,7 @@ def test_checksums_are_checked_before_anything_else(pope: Path) -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no file .*x.json: check --data"):
+    with pytest.raises(DataError, match=r"cannot read .*x.json: no such file; check the path"):
         read_json(tmp_path / "x.json", list)
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"cannot read .*x.json: not UTF-8 text"):

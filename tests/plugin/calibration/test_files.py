@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import sightline
 import yaml
 from sightline import Calibration, CalibrationError
-from sightline.plugin.calibration.files import FOLDER, find_shipped, json_schema, own_file, shipped
+from sightline.plugin.calibration.files import FOLDER, find_shipped, json_schema, shipped
 
 from tests.helpers.engine import assert_message, calibration, entry, generate, prompts, shared
 
@@ -306,32 +305,6 @@ def test_the_exported_schema_is_that_of_the_files() -> None:
                 allowed(value, node["properties"][key])
 
     allowed(FULL, schema)
-
-
-# --- the user's own files --------------------------------------------------------------------------------------------
-
-
-def test_the_users_own_file_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(FOLDER, str(tmp_path))
-    for name in ("llava-hf/llava-1.5-7b-hf", "models/liuhaotian/llava-v1.5-7b"):  # an alias leads to the same file
-        assert own_file(Named(name)) == tmp_path / "llava-1.5-7b-hf.yaml"
-    assert own_file(Named("Somebody/New-Model")) == tmp_path / "new-model.yaml"
-    assert find_shipped(Named("somebody/new-model")) is None
-    shape = {"architecture": "llava", "layers": 2, "heads": 3}
-    for name in ("llava-1.5-7b-hf", "new-model"):
-        for tau in (1.0, 2.0):  # a file that changed is read anew
-            mine = Calibration.load({"model": name, **shape, "sink": {"dims": [1], "tau": tau}})
-            (tmp_path / f"{name}.yaml").write_text(mine.dump(), encoding="utf-8")
-            os.utime(tmp_path / f"{name}.yaml", ns=(int(tau), int(tau)))
-            for found in (find_shipped(Named(f"x/{name}")), Calibration.load("auto", Named(f"x/{name}"))):
-                assert found == mine
-    monkeypatch.setenv(FOLDER, str(tmp_path / "elsewhere"))
-    found = find_shipped(Named("llava-1.5-7b-hf"))
-    assert found is not None
-    assert found.model == "llava-hf/llava-1.5-7b-hf"
-    monkeypatch.delenv(FOLDER)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert own_file(Named("m")) == tmp_path / "data" / "sightline" / "calibration" / "m.yaml"
 
 
 # --- auto ------------------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_wrong_annotations_are_named(tmp_path: Path, annotation: dict[str, Any],
     with pytest.raises(DataError) as caught:
         read(tmp_path)
     assert words in str(caught.value)
-    assert "annotation 1" in str(caught.value)
+    assert "annotation 0" in str(caught.value)
 
 
 def test_generated_examples() -> None:
