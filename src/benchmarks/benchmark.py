@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..common.errors import ConfigError
-from ..common.readers import DataError, Notes, answers, file_hash, images, read_rows, value
+from ..common.documents import read_rows
+from ..common.errors import ConfigError, DataError
+from ..common.readers import Notes, answers, file_hash, images, value
 from ..common.statistics import Score
 from ..models.samples import Reply, Sample
 

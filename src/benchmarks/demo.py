@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.files import config_hash, images_hash, model_hash, provenance, read_suite, write_json
 from ..common.progress import progress_bar
 from ..plugin.calibration.files import calibration_hash, find_shipped, found_at
-from ..plugin.config import Config
+from ..plugin.config import named_configs
 from .benchmark import Benchmark
 from .public.captions import PROMPT, ChairBenchmark
 from .public.object_questions import PopeBenchmark
@@ -60,7 +60,7 @@ def demo(*, scenes: int = 60, seed: int = 0, suite: Path | None = None, threads:
     from ..models.loading import cpu_threads, load_model
 
     given = read_suite("demo.yaml", suite)
-    configs = {name: Config.load(config) for name, config in given.items()}
+    configs = named_configs(given, str(suite or "eval/demo.yaml"))
     model, processor = load_model("embedded")
     shown = list(testbed.scenes(SPLIT, scenes, seed=seed))
     captions, questions = ChairBenchmark.of_scenes(shown, PROMPT), PopeBenchmark.of_scenes(shown, seed=seed)

@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .documents import read_csv as read_csv
-from .documents import read_json as read_json
-from .documents import read_rows as read_rows
-from .documents import read_text as read_text
+from .documents import read_text
 from .errors import LINE, DataError, shortened, shown
 
 T = TypeVar("T")

@@ -81,6 +81,11 @@ class Config(BaseModel):
         return chosen
 
 
+def named_configs(given: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Config]:
+    """The configurations of a suite, by name. Raises ConfigError naming the file `where` and the entry."""
+    return {name: _parse(config, f"{where}: {name}", None) for name, config in given.items()}
+
+
 def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:
     for key in data:
         if key not in KEYS:

@@ -19,8 +19,7 @@ from sightline.benchmarks.harness.lmms import Sightline, SightlineChat
 from sightline.benchmarks.runner import suite
 from sightline.benchmarks.runner.evaluate import ReplySettings, evaluate
 from sightline.benchmarks.runner.plan import named
-from sightline.common.errors import ConfigError, SightlineError, UnsupportedModelError
-from sightline.common.readers import DataError
+from sightline.common.errors import ConfigError, DataError, SightlineError, UnsupportedModelError
 
 BARE = {"lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}}}
 FIRST_WORD = [{"function": "regex", "regex_pattern": "(Yes|No)"}, {"function": "take_first"}]

@@ -27,7 +27,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common.readers import DataError, Notes, expect, label, read_json, read_text, text, unique, value
+from ...common.documents import read_json, read_text
+from ...common.errors import DataError, shown
+from ...common.readers import Notes, expect, label, records, text, texts, unique, value
 from ...common.statistics import DRAWS, Floats, Ratio, Score
 from ...models.samples import Sample
 from ..benchmark import STRICT, Benchmark, Source
@@ -218,10 +220,12 @@ class Amber(Benchmark):
     def read(cls, source: Source) -> Amber:
         folder, notes = source.need("AMBER files"), Notes()
         data = folder / "data"
-        tables = Tables(read_json(data / "relation.json", dict), frozenset(read_text(data / "safe_words.txt").split()))
+        kin = read_json(data / "relation.json", dict)
+        kin = {name: texts(kin, name, str(data / "relation.json")) for name in kin}
+        tables = Tables(kin, frozenset(read_text(data / "safe_words.txt").split()))
         annotated = _annotations(data / "annotations.json", tables)
         path = data / "query" / "query_all.json"
-        rows = [(f"{path}, entry {n}", row) for n, row in enumerate(read_json(path, list))]
+        rows = records(read_json(path, list), str(path), "entry")
         unique(((place, value(row, "id", place, int)) for place, row in rows), "id")
         for place, row in rows:
             if row["id"] not in annotated:
@@ -310,19 +314,19 @@ def bare(reply: str) -> Answer:
 
 def _annotations(path: Path, tables: Tables) -> dict[int, dict[str, Any]]:
     """Annotations by id: `type`, and `truth` and `hallu` (lists of objects), or `truth` (whether yes is right)."""
-    rows = [(f"{path}, entry {n}", row) for n, row in enumerate(read_json(path, list))]
+    rows = records(read_json(path, list), str(path), "entry")
     unique(((place, value(row, "id", place, int)) for place, row in rows), "id")
     found: dict[int, dict[str, Any]] = {}
     for place, row in rows:
         kind = text(row, "type", place)
         if kind == GENERATIVE:
-            lists = {key: value(row, key, place, list) for key in ("truth", "hallu")}
+            lists = {key: texts(row, key, place) for key in ("truth", "hallu")}
             unknown = [name for names in lists.values() for name in names if name not in tables.kin]
             if unknown:
-                raise DataError(f"{place}: {unknown[0]!r} is not in relation.json: files of two versions?")
+                raise DataError(f"{place}: {shown(unknown[0])} is not in relation.json: files of two versions?")
             found[row["id"]] = {"type": kind, **lists}
         elif kind in DIMENSIONS:
             found[row["id"]] = {"type": kind, "truth": label(row.get("truth"), place)}
         else:
-            raise DataError(f"{place}: unknown type {kind!r}; it takes {GENERATIVE}, {', '.join(DIMENSIONS)}")
+            raise DataError(f"{place}: unknown type {shown(kind)}; it takes {GENERATIVE}, {', '.join(DIMENSIONS)}")
     return found

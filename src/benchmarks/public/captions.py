@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...common.readers import DataError, Notes, read_text, value
+from ...common.documents import read_text
+from ...common.errors import DataError
+from ...common.readers import Notes, value
 from ...common.statistics import Score
 from ...models.samples import Sample
 from ..benchmark import Benchmark, Source

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...common.documents import read_yaml, shipped_yaml
-from ...common.readers import DataError, first_file, read_json, read_text, text, unique, value
+from ...common.documents import read_json, read_text, read_yaml, shipped_yaml
+from ...common.errors import DataError, shown
+from ...common.readers import first_file, records, text, unique, value
 from ...common.validation import suggest
 from ..benchmark import OWN, STRICT, Source
 from .chair import Vocabulary, Words
@@ -77,7 +78,7 @@ def annotated(folder: Path, source: Source) -> tuple[Path, Words, dict[int, str]
     words = vocabulary(source.synonyms, strict=source.match == STRICT)
     if source.categories == OWN:
         listed = value(read_json(path, dict), "categories", str(path), list)
-        words = Vocabulary(text(row, "name", f"{path}, category {n}") for n, row in enumerate(listed))
+        words = Vocabulary(text(row, "name", place) for place, row in records(listed, str(path), "category"))
     if isinstance(source.categories, Path):
         renamed = _renamed(source.categories, words)
     return path, words, *objects(path, words, renamed)
@@ -91,7 +92,7 @@ def _renamed(path: Path, words: Words) -> dict[str, str | None]:
     wrong = [name for name in table.values() if name is not None and name not in words.names]
     if wrong:
         known = sorted(words.names)
-        raise DataError(f"{path}: no object is called {wrong[0]!r}{suggest(str(wrong[0]), known)}")
+        raise DataError(f"{path}: no object is called {shown(wrong[0])}{suggest(str(wrong[0]), known)}")
     return {str(name): known for name, known in table.items()}
 
 
@@ -123,14 +124,14 @@ def chosen(folder: Path, known: Sequence[int]) -> list[int]:
     lines = [(f"{listing}, line {n}", line.strip()) for n, line in enumerate(read_text(listing).splitlines(), start=1)]
     for place, line in lines:
         if line and (not line.isdecimal() or int(line) not in possible):
-            raise DataError(f"{place}: image {line!r} is not among the instances' images")
+            raise DataError(f"{place}: image {shown(line)} is not among the instances' images")
     unique(((place, line) for place, line in lines if line), "image id")
     return [int(line) for _, line in lines if line]
 
 
 def image_names(annotations: Mapping[str, Any], where: str) -> dict[int, str]:
     """File names by image id, in the order of the file. Raises DataError for an id that comes twice."""
-    rows = [(f"{where}, image {n}", row) for n, row in enumerate(value(annotations, "images", where, list))]
+    rows = records(value(annotations, "images", where, list), where, "image")
     unique(((place, value(row, "id", place, int)) for place, row in rows), "image id")
     return {row["id"]: text(row, "file_name", place) for place, row in rows}
 
@@ -148,11 +149,11 @@ def objects(
     """
     data, renamed = read_json(instances, dict), renamed or {}
     names = image_names(data, str(instances))
-    listed = {row.get("id"): row.get("name") for row in value(data, "categories", str(instances), list)}
+    categories = records(value(data, "categories", str(instances), list), str(instances), "category")
+    listed = {value(row, "id", place, int): text(row, "name", place) for place, row in categories}
     found: dict[int, set[str]] = {image: set() for image in names}
     canonical: dict[int, str | None] = {}
-    for number, row in enumerate(value(data, "annotations", str(instances), list)):
-        place = f"{instances}, annotation {number}"
+    for place, row in records(value(data, "annotations", str(instances), list), str(instances), "annotation"):
         image, category = value(row, "image_id", place, int), value(row, "category_id", place, int)
         if image not in found:
             raise DataError(f"{place}: image {image} is not among the file's images: files of two splits?")
@@ -174,8 +175,7 @@ def objects(
 def captions(path: Path, known: Iterable[int]) -> dict[int, list[str]]:
     """People's captions by image id. Raises DataError where one belongs to an image that is not known."""
     found: dict[int, list[str]] = {image: [] for image in known}
-    for number, row in enumerate(value(read_json(path, dict), "annotations", str(path), list)):
-        place = f"{path}, annotation {number}"
+    for place, row in records(value(read_json(path, dict), "annotations", str(path), list), str(path), "annotation"):
         image = value(row, "image_id", place, int)
         if image not in found:
             raise DataError(f"{place}: image {image} is not among the instances' images: files of two splits?")

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common.readers import Notes, expect, label, read_json, text, unique, value
+from ...common.documents import read_json
+from ...common.readers import Notes, expect, label, records, text, unique, value
 from ...common.statistics import Ratio
 from ...models.samples import Sample
 from ..benchmark import Benchmark, Source
@@ -121,7 +122,7 @@ class HallusionBench(Benchmark):
     def read(cls, source: Source) -> HallusionBench:
         folder, notes = source.need("HallusionBench files"), Notes()
         path = folder / "HallusionBench.json"
-        rows = [(f"{path}, entry {n}", row) for n, row in enumerate(read_json(path, list))]
+        rows = records(read_json(path, list), str(path), "entry")
         entries = [(place, row, _place(row, place)) for place, row in rows]
         unique(((place, names) for place, _, names in entries), "question")
         expect(len(entries), PUBLISHED, "questions", notes)

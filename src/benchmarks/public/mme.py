@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common.readers import DataError, Notes, expect, label, read_text
+from ...common.documents import read_text
+from ...common.errors import DataError
+from ...common.readers import Notes, expect, label
 from ...common.statistics import Blend, Ratio, Score
 from ...models.samples import Sample
 from ..benchmark import FLEXIBLE, Benchmark, Source

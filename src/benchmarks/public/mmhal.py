@@ -16,8 +16,10 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from ...common.documents import read_json
+from ...common.errors import DataError
 from ...common.files import write_json
-from ...common.readers import DataError, Notes, expect, read_json, text
+from ...common.readers import Notes, expect, records, text
 from ...common.statistics import Floats, Ratio
 from ...models.samples import Sample
 from ..benchmark import Benchmark, Source
@@ -55,7 +57,7 @@ class MMHal(Benchmark):
     def read(cls, source: Source) -> MMHal:
         folder, notes = source.need("MMHal files"), Notes()
         path = folder / "response_template.json"
-        rows = [(f"{path}, entry {n}", row) for n, row in enumerate(read_json(path, list))]
+        rows = records(read_json(path, list), str(path), "entry")
         expect(len(rows), PUBLISHED, "questions", notes)
         rows = rows[: source.limit]
         names = [Path(urlparse(text(row, "image_src", place)).path).name for place, row in rows]

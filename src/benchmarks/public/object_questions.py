@@ -20,8 +20,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...common.documents import read_rows
+from ...common.errors import DataError
 from ...common.files import write_text
-from ...common.readers import DataError, Notes, answers, expect, label, read_rows, text, unique, value
+from ...common.readers import Notes, answers, expect, label, text, unique, value
 from ...common.statistics import Blend, Score
 from ...models.samples import Reply, Sample
 from ..benchmark import FLEXIBLE, Benchmark, Source

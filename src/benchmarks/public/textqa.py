@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...common.readers import DataError, Notes, expect, read_csv, read_json, read_rows, read_text, text, value
+from ...common.documents import read_csv, read_json, read_rows, read_text
+from ...common.errors import DataError, shown
+from ...common.readers import Notes, expect, records, text, value
 from ...common.statistics import Blend, Ratio, Score
 from ...models.samples import Reply, Sample
 from ..benchmark import Benchmark, Source
@@ -226,7 +228,7 @@ class TruthfulQA(Choosing):
         primer = _primer(folder, made.notes)
         listed = folder / "mc_task.json"
         if listed.is_file():
-            rows = [(f"{listed}, entry {n}", row) for n, row in enumerate(read_json(listed, list))]
+            rows = records(read_json(listed, list), str(listed), "entry")
         else:
             rows = read_rows(folder / "truthfulqa.jsonl")
         expect(len(rows), TRUTHFULQA, "questions", made.notes)
@@ -271,9 +273,12 @@ def _targets(row: dict[str, Any], key: str, place: str, notes: Notes) -> list[tu
     """Answers and whether each is right. The published file has a few empty ones, which its script leaves out."""
     written = value(row, key, place, dict)
     if set(written) == {"choices", "labels"}:
-        written = dict(zip(written["choices"], written["labels"], strict=True))
-    if not all(isinstance(answer, str) for answer in written):
-        raise DataError(f"{place}: {key!r} has an answer that is no text")
+        answers, labels = (value(written, part, f"{place}, {key}", list) for part in ("choices", "labels"))
+        if len(answers) != len(labels) or not all(isinstance(answer, str) for answer in answers):
+            raise DataError(f"{place}: {key!r} needs a label for each choice, and texts for choices")
+        written = dict(zip(answers, labels, strict=True))
+    if not all(isinstance(mark, int) for mark in written.values()):
+        raise DataError(f"{place}: {key!r} marks an answer by {shown(list(written.values()))}; each is marked 1 or 0")
     kept = [(answer.strip(), mark == 1) for answer, mark in written.items() if answer.strip()]
     notes.add("an empty answer is left out, as in the published script", sum(not answer.strip() for answer in written))
     if set(written.values()) != {0, 1} or len({right for _, right in kept}) < 2:

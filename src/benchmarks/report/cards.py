@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...common.readers import DataError
+from ...common.errors import DataError
 from ..runner.evaluate import SAMPLES
 from .folders import Section
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...common.documents import read_json, read_rows
+from ...common.errors import DataError
 from ...common.files import config_hash
-from ...common.readers import DataError, read_json, read_rows
 from ..benchmark import Benchmark
 from ..runner import suite
 from ..runner.evaluate import RESULT, SAMPLES

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from ...common.errors import SightlineError
+from ...common.pictures import opened
 from ...common.readers import Notes
 
 SIDES = (320, 256, 192, 144, 112)
@@ -86,20 +88,20 @@ def _all(files: Sequence[Path | None], side: int) -> Iterator[str | None]:
 
 def _copy(path: Path, side: int) -> str | None:
     """A picture as a data URI with at most `side` pixels a side; None where it cannot be read."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (side, side))
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+        with opened(path) as found:
+            found.draft("RGB", (side, side))
+            picture = ImageOps.exif_transpose(found).convert("RGB")
+    except SightlineError:
         return None
     small = max(picture.size) <= side
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    found = {"jpeg": io.BytesIO()}
-    picture.save(found["jpeg"], "JPEG", quality=QUALITY, optimize=True)
+    made = {"jpeg": io.BytesIO()}
+    picture.save(made["jpeg"], "JPEG", quality=QUALITY, optimize=True)
     if small:  # drawings are smaller, and exact, as PNG
-        found["png"] = io.BytesIO()
-        picture.save(found["png"], "PNG", optimize=True)
-    name, data = min(found.items(), key=lambda one: one[1].tell())
+        made["png"] = io.BytesIO()
+        picture.save(made["png"], "PNG", optimize=True)
+    name, data = min(made.items(), key=lambda one: one[1].tell())
     return f"data:image/{name};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import ConfigError
+from ...common.files import inside
 from ...plugin.calibration.files import Calibration, calibration_hash, find_shipped
-from ...plugin.config import Config, methods
+from ...plugin.config import Config
 
 PLAIN, ANSWERS = "plain", "answers"
 """The names of the run without a configuration, and of replies that were made elsewhere."""
@@ -45,10 +46,7 @@ class Plan:
     @property
     def needs_image(self) -> bool:
         """Whether the configuration refuses a prompt without a picture."""
-        if self.config is None:
-            return False
-        names = [name for name, _ in (*self.config.methods, *([self.config.decoder] if self.config.decoder else []))]
-        return any(methods()[name].needs_image for name in names)
+        return self.config is not None and self.config.needs_image
 
     def attached(self, model: Any, processor: Any, *, blind: bool = False) -> Any:
         """The attachment for a batch; none for the plain model, or where there is no picture to work on."""
@@ -79,6 +77,7 @@ def named(configs: Sequence[str | Path | Mapping[str, Any]]) -> dict[str, Config
     found: dict[str, Config] = {}
     for number, one in enumerate(configs):
         name = f"config-{number}" if isinstance(one, Mapping) else Path(one).stem
+        inside(Path(), name)
         if name in found or name in (PLAIN, ANSWERS):
             raise ConfigError(f"two runs would be called {name!r}: rename the file of one")
         found[name] = Config.load(one)

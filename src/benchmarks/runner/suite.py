@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from ...common.errors import ConfigError
-from ...common.readers import DataError, check_sums
+from ...common.errors import ConfigError, DataError
+from ...common.readers import check_sums
 from ...common.validation import suggest
 from ..benchmark import Benchmark, Source
 

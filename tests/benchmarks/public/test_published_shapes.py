@@ -11,7 +11,7 @@ from sightline.benchmarks.benchmark import Source
 from sightline.benchmarks.public import amber as amber_module
 from sightline.benchmarks.public.tokens import tokens
 from sightline.benchmarks.runner import suite
-from sightline.common.readers import DataError
+from sightline.common.errors import DataError
 from typer.testing import CliRunner
 
 SETS = {"coco": "coco_pope", "aokvqa": "aokvqa_pope_seem", "gqa": "gqa_pope_seem"}

@@ -17,8 +17,9 @@ from sightline.benchmarks.public import coco, nouns
 from sightline.benchmarks.public.pope import SPLITS
 from sightline.benchmarks.public.tokens import Token, tokens
 from sightline.benchmarks.runner import suite
-from sightline.common.errors import ConfigError
-from sightline.common.readers import DataError, Notes, check_sums, read_csv, read_json, read_rows
+from sightline.common.documents import read_csv, read_json, read_rows
+from sightline.common.errors import ConfigError, DataError
+from sightline.common.readers import Notes, check_sums
 
 from studies import photos
 

@@ -14,7 +14,7 @@ from sightline.benchmarks.public.mmhal import ratings
 from sightline.benchmarks.public.pope import SPLITS, Mean, Question, build, parse, pope, rows, statistics
 from sightline.benchmarks.public.tokens import Token, tokens
 from sightline.benchmarks.public.yesno import says
-from sightline.common.readers import DataError
+from sightline.common.errors import DataError
 from sightline.common.statistics import Auroc, Blend, Ratio, difference, interval, mcnemar, spearman
 
 NAMES = ["dog", "hot dog", "cat", "knife", "person", "dining table", "bus", "mouse", "pizza", "bear", "glasses", "cup"]

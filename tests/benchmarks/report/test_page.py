@@ -28,9 +28,9 @@ from sightline.benchmarks.runner.evaluate import ANSWERS, merge
 from sightline.benchmarks.runner.run import Run
 from sightline.benchmarks.runner.store import Store, StoreError
 from sightline.cli import main as cli
-from sightline.common.errors import SightlineError
+from sightline.common.errors import DataError, SightlineError
 from sightline.common.files import write_json
-from sightline.common.readers import DataError, Notes
+from sightline.common.readers import Notes
 from sightline.models.samples import Sample
 
 WORDS = ["dog", "cat", "bus", "fork"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 from sightline import testbed
-from sightline.common.readers import DataError, Notes
+from sightline.common.errors import DataError
+from sightline.common.readers import Notes
 from sightline.models.samples import Example, Region
 from sightline.profiling.data.examples import PROMPT, examples, pages
 
