@@ -28,8 +28,8 @@ from torch import Tensor
 from ..common.errors import CalibrationError
 from ..plugin.branches import rules
 from ..plugin.branches.branch import Branch
-from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
-from ..plugin.branches.heads import best_heads, dispersed, random_heads, silenced
+from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
+from ..plugin.branches.heads import best_heads, dispersed, marked, random_heads, silenced
 from ..plugin.calibration.sections import how_to_get
 from ..plugin.core.layout import Layout
 from ..plugin.core.method import ModelFacts, Settings
@@ -80,6 +80,15 @@ class DeCoRe(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return DeCoReContrast(self, scoring)
 
+    def fixed(self) -> FixedCopy:
+        change: Literal["disperse", "silence"] = "disperse" if self.settings.mask == "query" else "silence"
+        return FixedCopy(change, marked(self.heads, self.facts), "all" if self.settings.span == "prompt" else "last")
+
+    @classmethod
+    def combined(cls, settings: DeCoReSettings, base: Tensor, weak: Tensor) -> Tensor:
+        first, second = base.log_softmax(-1), weak.log_softmax(-1)
+        return rules.contrast(first, second, _strength(settings, first, second))
+
 
 class DeCoReContrast(Contrast):
     def __init__(self, decoder: DeCoRe, scoring: bool):
@@ -89,20 +98,20 @@ class DeCoReContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None
-        first, second = base.log_softmax(-1), weak.log_softmax(-1)
-        return rules.contrast(first, second, self._strength(first, second))
-
-    def _strength(self, base: Tensor, weak: Tensor) -> float | Tensor:
-        settings = self.decoder.settings
-        if not isinstance(settings.alpha, str):
-            return settings.alpha if settings.cap is None else min(settings.alpha, settings.cap)
-        strength = rules.entropy(base)
-        if settings.alpha == "entropy_gain":
-            strength = rules.entropy(weak) - strength
-        if settings.scale:
-            strength = strength / math.log(base.shape[-1])
-        return strength if settings.cap is None else strength.clamp(max=settings.cap)
+        return self.decoder.combined(self.decoder.settings, base, weak)
 
     def report(self) -> dict[str, Any]:
         """heads: the masked (layer, query head) pairs."""
         return {"heads": [list(head) for head in self.decoder.heads]}
+
+
+def _strength(settings: DeCoReSettings, base: Tensor, weak: Tensor) -> float | Tensor:
+    """How strong the contrast is at each step, from log-probabilities of the model and of the copy."""
+    if not isinstance(settings.alpha, str):
+        return settings.alpha if settings.cap is None else min(settings.alpha, settings.cap)
+    strength = rules.entropy(base)
+    if settings.alpha == "entropy_gain":
+        strength = rules.entropy(weak) - strength
+    if settings.scale:
+        strength = strength / math.log(base.shape[-1])
+    return strength if settings.cap is None else strength.clamp(max=settings.cap)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..plugin.branches import rules
 from ..plugin.branches.branch import Branch, Edits
-from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
-from ..plugin.branches.heads import best_heads, dispersed
+from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
+from ..plugin.branches.heads import best_heads, dispersed, marked
 from ..plugin.core.layout import Layout, Step
 from ..plugin.core.method import ModelFacts, Settings
 
@@ -55,6 +55,15 @@ class HICD(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return HICDContrast(self)
 
+    def fixed(self) -> FixedCopy:
+        return FixedCopy("disperse", marked(self.heads, self.facts), self.settings.span)
+
+    @classmethod
+    def combined(cls, settings: HICDSettings, base: Tensor, weak: Tensor) -> Tensor:
+        first, second = base.log_softmax(-1), weak.log_softmax(-1)
+        scores = rules.contrast(first, second, settings.alpha)
+        return rules.plausible(scores, first, settings.beta).log_softmax(-1)
+
 
 class HICDContrast(Contrast):
     def __init__(self, decoder: HICD):
@@ -66,9 +75,7 @@ class HICDContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None
-        first, second = base.log_softmax(-1), weak.log_softmax(-1)
-        scores = rules.contrast(first, second, self.decoder.settings.alpha)
-        return rules.plausible(scores, first, self.decoder.settings.beta).log_softmax(-1)
+        return self.decoder.combined(self.decoder.settings, base, weak)
 
     def report(self) -> dict[str, Any]:
         """heads: the dispersed (layer, query head) pairs."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..common.errors import ConfigError
 from ..plugin.branches.branch import Branch, Edits
-from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
 from ..plugin.branches.heads import Head, masks
 from ..plugin.core.edits import Add, Edit, OutputProbe
 from ..plugin.core.layout import Layout, Step
@@ -67,6 +68,16 @@ class JuICE(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return JuICEContrast(self)
 
+    def fixed(self) -> FixedCopy:
+        factors = torch.zeros(self.facts.layers, self.facts.heads)
+        for (layer, head), factor in self.heads.items():
+            factors[layer, head] = factor
+        return FixedCopy("add", factors, "all")
+
+    @classmethod
+    def combined(cls, settings: JuICESettings, base: Tensor, weak: Tensor) -> Tensor:
+        return weak
+
 
 class JuICEContrast(Contrast):
     def __init__(self, decoder: JuICE):
@@ -85,7 +96,7 @@ class JuICEContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None
-        return weak
+        return self.decoder.combined(self.decoder.settings, base, weak)
 
     def report(self) -> dict[str, Any]:
         """heads: what is added of each head, by "layer-head"."""

@@ -7,11 +7,13 @@ any prompt; a `Contrast` holds all state of one prompt batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from ...common.errors import ConfigError
 from ..core.edits import Edit
 from ..core.layout import Layout, Step
 from ..core.method import Registered
@@ -59,6 +61,20 @@ class Contrast:
         return {}
 
 
+@dataclass(frozen=True)
+class FixedCopy:
+    """A copy that reads the model's own prompt, and differs in heads that are known before any prompt.
+
+    change: what happens to the heads: "disperse" (their query is zero), "silence" (their output is zero) or "add" (the
+    model's own output of the head, times its factor, is added). factors: [layers, H]; 0 for a head that is left alone.
+    rows: where it does: in all rows, from the last prompt token on, or in the prompt's alone.
+    """
+
+    change: Literal["disperse", "silence", "add"]
+    factors: Tensor
+    rows: Literal["all", "last", "prompt"]
+
+
 class Decoder(Registered):
     """A registered decoder; at most one is attached, behind any methods."""
 
@@ -73,6 +89,22 @@ class Decoder(Registered):
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         """Open a contrast for a prompt batch; `scoring` where given answers are scored (`sightline.score`)."""
+        raise NotImplementedError
+
+    def fixed(self) -> FixedCopy:
+        """The copy of a generation, where it is known before any prompt: what `sightline serve` carries.
+
+        Its scores are `combined`. Raises ConfigError where it depends on the prompt, or is no copy of this kind.
+        """
+        what = "contrasts with another prompt or picture" if self.own_prompt else "looks into passes of its own"
+        raise ConfigError(
+            f"decoder '{self.name}' {what}, which a served model does not carry: use decore, hicd or juice, or generate"
+            " with transformers"
+        )
+
+    @classmethod
+    def combined(cls, settings: Any, base: Tensor, weak: Tensor) -> Tensor:
+        """The scores of a `fixed` copy [.., V], from float32 logits of the model and of the copy."""
         raise NotImplementedError
 
 

@@ -53,6 +53,14 @@ def masks(heads: Sequence[Head], facts: ModelFacts) -> dict[int, Tensor]:
     return dict(sorted(by_layer.items()))
 
 
+def marked(heads: Sequence[Head], facts: ModelFacts) -> Tensor:
+    """1 for each of the heads, 0 for the others: [layers, H]."""
+    table = torch.zeros(facts.layers, facts.heads)
+    for layer, head in heads:
+        table[layer, head] = 1
+    return table
+
+
 def dispersed(heads: Sequence[Head], facts: ModelFacts) -> dict[int, list[Edit]]:
     """Edits that make the heads look everywhere alike (their query is zero)."""
     return {layer: [Disperse(mask)] for layer, mask in masks(heads, facts).items()}

@@ -204,6 +204,17 @@ class Registered:
 Place = Literal["queries", "logits", "weights", "outputs"]
 
 
+@dataclass(frozen=True)
+class FixedGains:
+    """Factors on head outputs [layers, H] that are the same in every row of every prompt.
+
+    seeing: of prompts with a picture only.
+    """
+
+    factors: Tensor
+    seeing: bool = False
+
+
 class Method(Registered):
     """A registered attention method. `acts` says what its edits change, which tells how it composes (`composition.py`)."""
 

@@ -28,7 +28,7 @@ from ..branches.heads import masks, random_heads
 from ..calibration.sections import PremiseHeads
 from ..core.edits import Edit, Gain
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session
+from ..core.method import FixedGains, Method, ModelFacts, Session
 from ..core.registry import register
 from .emphasis import Emphasis, EmphasisSettings
 
@@ -74,6 +74,17 @@ class FAITH(Method):
                 "faith looks for the question mark in the prompt's text: pass processor=... to attach, or set 'rows' to"
                 " span or all"
             )
+
+    def fixed(self) -> FixedGains:
+        if self.settings.rows != "all":
+            raise ConfigError(
+                f"method 'faith' with 'rows: {self.settings.rows}' looks in each prompt for the rows in which its heads are"
+                " silent, so no fixed factors stand for it: set 'rows: all', or generate with transformers"
+            )
+        factors = torch.ones(self.facts.layers, self.facts.heads)
+        for layer, factor in self.factors.items():
+            factors[layer] = factor[0]
+        return FixedGains(factors)
 
     def start(self, layout: Layout) -> FAITHSession:
         return FAITHSession(self, layout)

@@ -26,7 +26,7 @@ from ..branches.heads import best_heads
 from ..calibration.sections import HeadGates, WordHeads
 from ..core.edits import Edit, Gain
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.method import FixedGains, Method, ModelFacts, Session, Settings
 from ..core.registry import register
 
 SUPPRESS = -1.0  # Head Pursuit's
@@ -75,6 +75,9 @@ class HeadGain(Method):
     def _scale(self, heads: tuple[tuple[int, int], ...]) -> None:
         for layer, head in heads:
             self.gains[layer, head] = self.settings.gain
+
+    def fixed(self) -> FixedGains:
+        return FixedGains(self.gains)
 
     def start(self, layout: Layout) -> HeadGainSession:
         return HeadGainSession(self)

@@ -27,11 +27,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...common.errors import CalibrationError
+from ...common.errors import CalibrationError, ConfigError
 from ..calibration.sections import VisualHeads
 from ..core.edits import Edit, Gain, OutputProbe
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.method import FixedGains, Method, ModelFacts, Session, Settings
 from ..core.registry import register
 
 
@@ -68,6 +68,17 @@ class VHR(Method):
         self.heads: Tensor | None = None  # the same for every prompt [layers, heads]
         if settings.static:
             self.heads = static_heads(facts.need("visual_heads", "vhr"), self.layers)
+
+    def fixed(self) -> FixedGains:
+        if self.heads is None:
+            raise ConfigError(
+                "method 'vhr' chooses its heads anew for each prompt, so no fixed factors stand for it: set 'static: true',"
+                " which takes the calibration's, or generate with transformers"
+            )
+        factors = torch.ones(self.heads.shape)
+        for layer in self.layers:
+            factors[layer] = 1 + (self.settings.alpha - 1) * self.heads[layer].float()
+        return FixedGains(factors, seeing=True)
 
     def start(self, layout: Layout) -> VHRSession:
         return VHRSession(self, layout)
