@@ -96,10 +96,14 @@ class Decoder(Registered):
 
         Its scores are `combined`. Raises ConfigError where it depends on the prompt, or is no copy of this kind.
         """
-        what = "contrasts with another prompt or picture" if self.own_prompt else "looks into passes of its own"
-        raise ConfigError(
-            f"decoder '{self.name}' {what}, which a served model does not carry: use decore, hicd or juice, or generate"
-            " with transformers"
+        raise self.not_fixed()
+
+    @classmethod
+    def not_fixed(cls) -> ConfigError:
+        what = "contrasts with another prompt or picture" if cls.own_prompt else "does not contrast with a copy"
+        return ConfigError(
+            f"decoder '{cls.name}' {what}, and a served model carries only a copy that reads the same prompt and differs in"
+            " fixed heads: use decore, hicd or juice, or generate with transformers"
         )
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ...common.errors import CalibrationError, UnsupportedModelError
+from ...common.errors import CalibrationError, ConfigError, UnsupportedModelError
 from ..calibration.files import Calibration
 from ..calibration.sections import how_to_get
 from .edits import Edit
@@ -231,6 +231,20 @@ class Method(Registered):
         It lets a method watch the vision tower, which runs before a prompt's session opens.
         """
         return nullcontext()
+
+    def fixed(self) -> FixedGains:
+        """All that the method does, where that is known before any prompt: `sightline export` folds it into weights, and
+
+        `sightline serve` carries it. Raises ConfigError where it does more.
+        """
+        raise self.not_fixed()
+
+    @classmethod
+    def not_fixed(cls) -> ConfigError:
+        return ConfigError(
+            f"method '{cls.name}' does more than scale heads by factors that are known before any prompt: use head_gain,"
+            " vhr with 'static: true' or faith with 'rows: all', or generate with transformers"
+        )
 
 
 class Preprocessor(Registered):

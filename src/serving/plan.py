@@ -1,0 +1,197 @@
+"""What a configuration does to a model, as plain numbers that another engine can carry.
+
+A configuration has a plan if all of it is known before any prompt is read: factors on head outputs, and a copy that
+differs in fixed heads (`Method.fixed`, `Decoder.fixed`). Everything else is refused here, before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from ..common.errors import ConfigError, SightlineError
+from ..plugin.branches.decoder import DECODERS, Decoder
+from ..plugin.calibration.files import Calibration, calibration_hash, find_shipped
+from ..plugin.config import Config
+from ..plugin.core.families import find_family
+from ..plugin.core.method import FixedGains, Method, ModelFacts
+from ..plugin.core.registry import METHODS
+
+Heads = tuple[tuple[int, int, float], ...]  # (layer, query head, number); all other heads are left alone
+MARKER = "sightline.json"  # lies beside weights that something was folded into
+
+
+class Copy(BaseModel):
+    """The decoder's copy of the model (`FixedCopy`), and how its scores come about: the decoder and its settings."""
+
+    model_config = ConfigDict(frozen=True)
+
+    decoder: str
+    settings: dict[str, Any]
+    change: Literal["disperse", "silence", "add"]
+    heads: Heads
+    rows: Literal["all", "last", "prompt"]
+
+    @property
+    def first(self) -> int:
+        """The first layer that differs."""
+        return min(layer for layer, _, _ in self.heads)
+
+
+class Plan(BaseModel):
+    """A configuration for a model of `layers` x `heads`.
+
+    gains: factors on the outputs of heads, in every row. seen: the same for prompts with a picture, which methods that
+    look at pictures add to. copied: the copy that the model is contrasted with. config, calibration: where it all comes
+    from, the second as a hash.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    layers: int
+    heads: int
+    gains: Heads = ()
+    seen: Heads = ()
+    copied: Copy | None = None
+    config: dict[str, Any]
+    calibration: str | None = None
+
+    @property
+    def looks(self) -> bool:
+        """Whether a prompt with a picture is treated unlike one without."""
+        return self.gains != self.seen
+
+    def table(self, heads: Heads, rest: float) -> Tensor:
+        """[layers, H]: the numbers of `heads`, and `rest` for all others."""
+        found = torch.full((self.layers, self.heads), rest)
+        for layer, head, number in heads:
+            found[layer, head] = number
+        return found
+
+
+def resolve(
+    model: str,
+    config: Config | Mapping[str, Any] | str | Path,
+    calibration: Calibration | Mapping[str, Any] | str | Path | None = None,
+    *,
+    loaded: Any = None,
+) -> Plan:
+    """The plan of a configuration for a model.
+
+    Args:
+        model: a checkpoint folder or a hub name; of its files only the configuration and the tokenizer are read.
+        config: as for `sightline.attach`.
+        calibration: likewise.
+        loaded: the model's `config`, where it is at hand.
+
+    Raises:
+        ConfigError: the configuration has no effect, or does what is not known before the prompt.
+        CalibrationError, UnsupportedModelError: as `attach` does.
+    """
+    parsed = Config.load(config)
+    check_unfolded(model)
+    for chosen in (
+        *(METHODS.find(name) for name, _ in parsed.methods),
+        *([DECODERS.find(parsed.decoder[0])] if parsed.decoder else []),
+    ):
+        if chosen.fixed in (Method.fixed, Decoder.fixed):  # not for want of a calibration
+            raise chosen.not_fixed()
+    facts = facts_of(model, _read_config(model) if loaded is None else loaded, parsed, calibration)
+    fixed = [METHODS.find(name)(settings, facts).fixed() for name, settings in parsed.methods]
+    copied = None
+    if parsed.decoder is not None:
+        name, settings = parsed.decoder
+        copy = DECODERS.find(name)(settings, facts).fixed()
+        heads = _listed(copy.factors, 0.0)
+        copied = Copy(decoder=name, settings=settings.model_dump(), change=copy.change, heads=heads, rows=copy.rows)
+    plan = Plan(
+        model=facts.name,
+        layers=facts.layers,
+        heads=facts.heads,
+        gains=_listed(_product([one for one in fixed if not one.seeing], facts), 1.0),
+        seen=_listed(_product(fixed, facts), 1.0),
+        copied=copied,
+        config=parsed.dump(),
+        calibration=None if facts.calibration is None else calibration_hash(facts.calibration),
+    )
+    if not plan.seen and not plan.gains and copied is None:
+        raise ConfigError(
+            f"the configuration has no effect on '{facts.name}' (no head's factor differs from 1): serve the model without"
+            " it, or give it a method that does something"
+        )
+    return plan
+
+
+def facts_of(
+    model: str,
+    config: Any,
+    parsed: Config,
+    calibration: Calibration | Mapping[str, Any] | str | Path | None,
+) -> ModelFacts:
+    """What methods may know of a model that is not loaded."""
+    named = SimpleNamespace(config=config, name_or_path=model)
+    family, text = find_family(named), config.get_text_config()  # type: ignore[arg-type]
+    chosen = calibration if calibration is not None else parsed.calibration
+    found = Calibration.load(chosen, named) if chosen is not None else find_shipped(named)
+    if found is not None:
+        found.check(config.model_type, text.num_hidden_layers, text.num_attention_heads, text.hidden_size)
+    return ModelFacts(
+        name=model,
+        architecture=str(config.model_type),
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        calibration=found,
+        tokenizer=_LATER,
+        head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        across=family.across(config),
+    )
+
+
+def check_unfolded(model: str) -> None:
+    """Raises ConfigError for a folder that `sightline export` wrote: what is folded in would act twice."""
+    if (Path(model) / MARKER).is_file():
+        raise ConfigError(
+            f"'{model}' already has a configuration folded into its weights (see {MARKER} there): serve it as it is, or"
+            " name the model that it was made from"
+        )
+
+
+def _read_config(model: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SightlineError(
+            f"cannot read the configuration of model {model!r}: {reason.rstrip('.')}; give a checkpoint folder, or a hub name"
+            " that is cached or reachable"
+        ) from error
+
+
+class _Later:
+    """Stands for the tokenizer, which only a method that reads prompts would use; those have no plan."""
+
+
+_LATER = _Later()
+
+
+def _product(fixed: list[FixedGains], facts: ModelFacts) -> Tensor:
+    factors = torch.ones(facts.layers, facts.heads)
+    for one in fixed:
+        factors = factors * one.factors
+    factors[list(facts.across)] = 1  # nothing edits a layer that reads the image by cross-attention
+    return factors
+
+
+def _listed(table: Tensor, rest: float) -> Heads:
+    return tuple((layer, head, float(table[layer, head])) for layer, head in (table != rest).nonzero().tolist())
