@@ -10,11 +10,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from . import benchmarks, profiling
+from . import benchmarks, profiling, serving
 from .shell import (
     MODELS,
     CalibrationFile,
@@ -62,12 +62,12 @@ def _root(
         typer.echo(context.get_help())
 
 
-def command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(name: str | None = None, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command of the shell; the listing shows the first line of its docstring whole."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         first = (function.__doc__ or "").split("\n")[0]
-        return app.command(name, short_help=first)(function)
+        return app.command(name, short_help=first, **options)(function)
 
     return register
 
@@ -227,9 +227,12 @@ def methods(
     write_json(json, known)
 
 
-for _one in (profiling.calibrate, profiling.tune, profiling.show, benchmarks.report):
+for _one in (profiling.calibrate, profiling.tune, profiling.show, benchmarks.report, serving.export):
     command()(_one)
 command("eval")(benchmarks.command)
+
+# What it does not know is vLLM's.
+command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serving.serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -80,6 +80,10 @@ class DeCoRe(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return DeCoReContrast(self, scoring)
 
+    @classmethod
+    def check_fixed(cls, settings: DeCoReSettings) -> None:
+        """Its heads are known before any prompt."""
+
     def fixed(self) -> FixedCopy:
         change: Literal["disperse", "silence"] = "disperse" if self.settings.mask == "query" else "silence"
         return FixedCopy(change, marked(self.heads, self.facts), "all" if self.settings.span == "prompt" else "last")

@@ -55,6 +55,10 @@ class HICD(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return HICDContrast(self)
 
+    @classmethod
+    def check_fixed(cls, settings: HICDSettings) -> None:
+        """Its heads are known before any prompt."""
+
     def fixed(self) -> FixedCopy:
         return FixedCopy("disperse", marked(self.heads, self.facts), self.settings.span)
 

@@ -68,6 +68,10 @@ class JuICE(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return JuICEContrast(self)
 
+    @classmethod
+    def check_fixed(cls, settings: JuICESettings) -> None:
+        """Its heads are known before any prompt."""
+
     def fixed(self) -> FixedCopy:
         factors = torch.zeros(self.facts.layers, self.facts.heads)
         for (layer, head), factor in self.heads.items():

@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ..common.errors import ConfigError, SightlineError
-from ..plugin.branches.decoder import DECODERS, Decoder
+from ..plugin.branches.decoder import DECODERS
 from ..plugin.calibration.files import Calibration, calibration_hash, find_shipped
 from ..plugin.config import Config
 from ..plugin.core.families import find_family
-from ..plugin.core.method import FixedGains, Method, ModelFacts
+from ..plugin.core.method import FixedGains, ModelFacts
 from ..plugin.core.registry import METHODS
 
 Heads = tuple[tuple[int, int, float], ...]  # (layer, query head, number); all other heads are left alone
@@ -97,14 +97,14 @@ def resolve(
     """
     parsed = Config.load(config)
     check_unfolded(model)
-    for chosen in (
-        *(METHODS.find(name) for name, _ in parsed.methods),
-        *([DECODERS.find(parsed.decoder[0])] if parsed.decoder else []),
-    ):
-        if chosen.fixed in (Method.fixed, Decoder.fixed):  # not for want of a calibration
-            raise chosen.not_fixed()
+    for name, settings in parsed.methods:  # before a calibration is asked for
+        METHODS.find(name).check_fixed(settings)
+    if parsed.decoder is not None:
+        DECODERS.find(parsed.decoder[0]).check_fixed(parsed.decoder[1])
     facts = facts_of(model, _read_config(model) if loaded is None else loaded, parsed, calibration)
     fixed = [METHODS.find(name)(settings, facts).fixed() for name, settings in parsed.methods]
+    if not facts.pictures:  # a method of pictures leaves a model alone that has none
+        fixed = [one for one in fixed if not one.seeing]
     copied = None
     if parsed.decoder is not None:
         name, settings = parsed.decoder
@@ -153,6 +153,7 @@ def facts_of(
         tokenizer=_LATER,
         head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         across=family.across(config),
+        pictures=family.vision_inputs,
     )
 
 
@@ -176,6 +177,14 @@ def _read_config(model: str) -> Any:
             f"cannot read the configuration of model {model!r}: {reason.rstrip('.')}; give a checkpoint folder, or a hub name"
             " that is cached or reachable"
         ) from error
+
+
+def stored_dtype(model: str) -> str:
+    """The number type of a checkpoint's weights; float32 where it does not say."""
+    config = _read_config(model)
+    return str(
+        getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or "float32"
+    ).removeprefix("torch.")
 
 
 class _Later:

@@ -91,20 +91,18 @@ class Decoder(Registered):
         """Open a contrast for a prompt batch; `scoring` where given answers are scored (`sightline.score`)."""
         raise NotImplementedError
 
-    def fixed(self) -> FixedCopy:
-        """The copy of a generation, where it is known before any prompt: what `sightline serve` carries.
-
-        Its scores are `combined`. Raises ConfigError where it depends on the prompt, or is no copy of this kind.
-        """
-        raise self.not_fixed()
-
     @classmethod
-    def not_fixed(cls) -> ConfigError:
+    def check_fixed(cls, settings: Any) -> None:
+        """Raises ConfigError where it has no copy, or one that is not `FixedCopy`."""
         what = "contrasts with another prompt or picture" if cls.own_prompt else "does not contrast with a copy"
-        return ConfigError(
+        raise ConfigError(
             f"decoder '{cls.name}' {what}, and a served model carries only a copy that reads the same prompt and differs in"
             " fixed heads: use decore, hicd or juice, or generate with transformers"
         )
+
+    def fixed(self) -> FixedCopy:
+        """Its copy in a generation, where `check_fixed` passes; its scores are `combined`. `sightline serve` carries it."""
+        raise NotImplementedError
 
     @classmethod
     def combined(cls, settings: Any, base: Tensor, weak: Tensor) -> Tensor:

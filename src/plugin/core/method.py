@@ -232,19 +232,17 @@ class Method(Registered):
         """
         return nullcontext()
 
-    def fixed(self) -> FixedGains:
-        """All that the method does, where that is known before any prompt: `sightline export` folds it into weights, and
-
-        `sightline serve` carries it. Raises ConfigError where it does more.
-        """
-        raise self.not_fixed()
-
     @classmethod
-    def not_fixed(cls) -> ConfigError:
-        return ConfigError(
+    def check_fixed(cls, settings: Any) -> None:
+        """Raises ConfigError where, with these settings, it does more than scale heads by factors known before any prompt."""
+        raise ConfigError(
             f"method '{cls.name}' does more than scale heads by factors that are known before any prompt: use head_gain,"
             " vhr with 'static: true' or faith with 'rows: all', or generate with transformers"
         )
+
+    def fixed(self) -> FixedGains:
+        """All that it does, where `check_fixed` passes: `sightline export` folds it into weights, `serve` carries it."""
+        raise NotImplementedError
 
 
 class Preprocessor(Registered):

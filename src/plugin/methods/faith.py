@@ -75,12 +75,15 @@ class FAITH(Method):
                 " span or all"
             )
 
-    def fixed(self) -> FixedGains:
-        if self.settings.rows != "all":
+    @classmethod
+    def check_fixed(cls, settings: FAITHSettings) -> None:
+        if settings.rows != "all":
             raise ConfigError(
-                f"method 'faith' with 'rows: {self.settings.rows}' looks in each prompt for the rows in which its heads are"
+                f"method 'faith' with 'rows: {settings.rows}' looks in each prompt for the rows in which its heads are"
                 " silent, so no fixed factors stand for it: set 'rows: all', or generate with transformers"
             )
+
+    def fixed(self) -> FixedGains:
         factors = torch.ones(self.facts.layers, self.facts.heads)
         for layer, factor in self.factors.items():
             factors[layer] = factor[0]

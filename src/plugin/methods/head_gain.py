@@ -76,6 +76,10 @@ class HeadGain(Method):
         for layer, head in heads:
             self.gains[layer, head] = self.settings.gain
 
+    @classmethod
+    def check_fixed(cls, settings: HeadGainSettings) -> None:
+        """Its factors are known before any prompt."""
+
     def fixed(self) -> FixedGains:
         return FixedGains(self.gains)
 

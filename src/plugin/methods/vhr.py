@@ -69,12 +69,16 @@ class VHR(Method):
         if settings.static:
             self.heads = static_heads(facts.need("visual_heads", "vhr"), self.layers)
 
-    def fixed(self) -> FixedGains:
-        if self.heads is None:
+    @classmethod
+    def check_fixed(cls, settings: VHRSettings) -> None:
+        if not settings.static:
             raise ConfigError(
                 "method 'vhr' chooses its heads anew for each prompt, so no fixed factors stand for it: set 'static: true',"
                 " which takes the calibration's, or generate with transformers"
             )
+
+    def fixed(self) -> FixedGains:
+        assert self.heads is not None
         factors = torch.ones(self.heads.shape)
         for layer in self.layers:
             factors[layer] = 1 + (self.settings.alpha - 1) * self.heads[layer].float()
