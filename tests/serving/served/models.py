@@ -150,7 +150,9 @@ def answers(
     """What transformers says, greedily, to each prompt alone; under a configuration, or plain (None)."""
     said = []
     for ids in prompts:
-        given = {"input_ids": torch.tensor([list(ids)]), "max_new_tokens": count, "min_new_tokens": count, **more}
+        inputs = torch.tensor([list(ids)])
+        given = {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), **more}  # a padding token may be said
+        given |= {"max_new_tokens": count, "min_new_tokens": count}
         if config is None:
             out = model.generate(**given, do_sample=False)
         else:
