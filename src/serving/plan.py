@@ -86,7 +86,7 @@ def resolve(
     """The plan of a configuration for a model.
 
     Args:
-        model: a checkpoint folder or a hub name; of its files only the configuration and the tokenizer are read.
+        model: a checkpoint folder or a hub name; of its files only the configuration is read.
         config: as for `sightline.attach`.
         calibration: likewise.
         loaded: the model's `config`, where it is at hand.
@@ -150,7 +150,6 @@ def facts_of(
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
         calibration=found,
-        tokenizer=_LATER,
         head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         across=family.across(config),
         pictures=family.vision_inputs,
@@ -185,13 +184,6 @@ def stored_dtype(model: str) -> str:
     return str(
         getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or "float32"
     ).removeprefix("torch.")
-
-
-class _Later:
-    """Stands for the tokenizer, which only a method that reads prompts would use; those have no plan."""
-
-
-_LATER = _Later()
 
 
 def _product(fixed: list[FixedGains], facts: ModelFacts) -> Tensor:
