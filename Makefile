@@ -1,12 +1,14 @@
 # make demo: the embedded model with and without the plugin.  make test: a covering part of the tests, in minutes.
-# make test-all: every combination.  make check: lint, imports, types, generated pages.
+# make test-all: every combination.  make test-versions: a short suite on the oldest and the newest transformers.
+# make check: lint, imports, types, generated pages.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+OLDEST := $(VENV)/oldest
 
-.PHONY: demo test test-all check docs install clean
+.PHONY: demo test test-all test-versions check docs install clean
 
 demo: install
 	$(BIN)/sightline demo
@@ -16,6 +18,16 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m ""
+
+# The newest releases are those of constraints.txt.
+test-versions: install $(OLDEST)/installed
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -n $(JOBS) -m versions tests/test_versions.py
+	$(BIN)/python -m pytest -n $(JOBS) -m versions tests/test_versions.py
+
+$(OLDEST)/installed: constraints-oldest.txt $(STAMP)
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST) --requirement constraints-oldest.txt
+	touch $@
 
 check: install
 	$(BIN)/ruff check .

@@ -24,6 +24,10 @@ FAMILIES = ["llava_gqa", "qwen2_vl", "gemma3", "instructblip", "mllama"]
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     **{name: ({"methods": [entry(name)]}, {}) for name in METHODS},
     **{name: ({"decoder": setup.config}, setup.options) for name, setup in SETUPS.items()},
+    "cgvlm": (
+        {"decoder": {"cgvlm": {"threshold": 0.0, "layers": [1, 2]}}},
+        SETUPS["cgvlm"].options,
+    ),  # its gate is open
 }
 CASES = [
     (family, name)
@@ -59,11 +63,12 @@ def test_padded_batches_and_beams(family: str, name: str) -> None:
 @pytest.mark.parametrize("name", SETUPS)
 def test_decoders_are_their_reference(name: str) -> None:
     case, model = shared("llava_gqa"), naive.of(shared("llava_gqa").model)
-    inputs = prompts(case, "padded")
-    with attach("llava_gqa", name):
+    inputs, setup = prompts(case, "padded"), SETUPS[name]
+    facts = calibration(case, **naive.sections(case))
+    with sightline.attach(case.model, {"decoder": setup.config}, calibration=facts, **setup.options):
         answer = generate(case.model, inputs)
     for i, tokens in enumerate(answer.tokens.tolist()):
-        expected = SETUPS[name].reference(model, case.row(inputs, i), tokens[:-1])
+        expected = setup.reference(model, case.row(inputs, i), tokens[:-1])
         torch.testing.assert_close(answer.scores[i].double(), expected, atol=2e-3, rtol=1e-3)
 
 
@@ -84,10 +89,11 @@ def test_the_embedded_model() -> None:
     """Its processor and its files load, and an edit acts."""
     from PIL import Image
     from sightline import testbed
-    from sightline.models.loading import prompt_inputs
+    from sightline.models.prompting import encoded, turn
 
     model, processor = testbed.load(torch.float32, torch.device("cpu"))
-    inputs = prompt_inputs(model, processor, "Describe the image.", Image.new("RGB", (224, 224), (200, 30, 30)))
+    picture = Image.new("RGB", (224, 224), (200, 30, 30))
+    inputs = encoded(model, processor, [turn(processor, "Describe the image.", 1)], [[picture]])
     plain = model(**inputs).logits
     with sightline.attach(model, "gift", processor=processor):
         assert not torch.equal(model(**inputs).logits, plain)
