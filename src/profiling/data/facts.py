@@ -18,7 +18,7 @@ Target = Literal["context", "parametric"]
 
 
 @dataclass(frozen=True)
-class Question:
+class FactQuestion:
     """What a fact answers: `opening` + an answer is a sentence; `true` makes it right, `other` wrong."""
 
     question: str
@@ -75,19 +75,19 @@ SUPPORT = (
 )
 
 
-def facts(seed: int = 0) -> list[Question]:
+def facts(seed: int = 0) -> list[FactQuestion]:
     """All facts in a random order; the wrong answer is that of another fact of the relation."""
     found = list(_facts(random.Random(seed)))
     random.Random(seed).shuffle(found)
     return found
 
 
-def _facts(rng: random.Random) -> Iterator[Question]:
+def _facts(rng: random.Random) -> Iterator[FactQuestion]:
     for question, opening, table in RELATIONS:
         pairs = [entry.strip().split(" = ") for entry in table.split(",")]
         for subject, answer in pairs:
             other = rng.choice([a for s, a in pairs if answer != a and subject != a])
-            yield Question(question.format(subject), opening.format(subject), answer, other)
+            yield FactQuestion(question.format(subject), opening.format(subject), answer, other)
 
 
 def choices(tokenizer: Any, *, seed: int = 0) -> list[AnswerPair]:

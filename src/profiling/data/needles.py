@@ -26,7 +26,7 @@ SHORTEST, LONGEST = 500, 2000  # tokens of a prompt, unless lengths are given
 
 
 @dataclass(frozen=True)
-class Trial:
+class NeedleTest:
     """One prompt: a needle at a depth (0 to 1) of a prompt of at most `length` tokens.
 
     `ids` are the prompt's tokens; those from `start` up to `stop` are the needle's answer.
@@ -66,7 +66,7 @@ def trials(
     seed: int = 0,
     needles: Sequence[Needle] | None = None,
     haystack: str | None = None,
-) -> list[Trial]:
+) -> list[NeedleTest]:
     """Every needle at every length and depth, in an order in which neighbours share most of their beginning.
 
     Args:
@@ -130,7 +130,7 @@ def _check(needle: Needle, hay: list[str]) -> None:
             )
 
 
-def _trial(tokenizer: Any, needle: Needle, hay: list[tuple[str, int]], length: int, depth: float) -> Trial:
+def _trial(tokenizer: Any, needle: Needle, hay: list[tuple[str, int]], length: int, depth: float) -> NeedleTest:
     """The prompt, with as much hay as fits."""
     bare = len(encode(tokenizer, _prompt(tokenizer, [needle.text], needle)))
     ends = list(itertools.accumulate((size for _, size in hay), initial=0))  # tokens before each sentence
@@ -149,7 +149,7 @@ def _trial(tokenizer: Any, needle: Needle, hay: list[tuple[str, int]], length: i
         )
     at = prompt.index(needle.text) + needle.text.index(needle.answer)
     start, stop = (common(encode(tokenizer, prompt[:end]), ids) for end in (at, at + len(needle.answer)))
-    return Trial(needle, length, depth, tuple(ids), start, stop)
+    return NeedleTest(needle, length, depth, tuple(ids), start, stop)
 
 
 def _prompt(tokenizer: Any, lines: Sequence[str], needle: Needle) -> str:

@@ -24,7 +24,7 @@ from ...common.documents import read_json
 from ...common.errors import CalibrationError, shown
 from ...plugin.calibration.files import RetrievalHeads
 from ...plugin.core.edits import Edit, Rows, WeightProbe
-from ..data.needles import Trial, recall, trials
+from ..data.needles import NeedleTest, recall, trials
 from ..job import Job, Sums, rounded
 from .direct import Direct, Edits, Reader
 
@@ -35,7 +35,7 @@ Variant = Literal["released", "paper"]
 class AnsweredTrial:
     """One answered prompt and what each head scored in it [layers, heads]."""
 
-    trial: Trial
+    trial: NeedleTest
     answer: str
     scores: Tensor
 
@@ -67,7 +67,7 @@ class Scorer:
             raise CalibrationError(f"unknown retrieval variant {variant!r}: choose released or paper")
         self.reader, self.pointers, self.variant = Reader(direct, tokenizer), Pointers(direct), variant
 
-    def run(self, trial: Trial) -> AnsweredTrial:
+    def run(self, trial: NeedleTest) -> AnsweredTrial:
         self.reader.read(trial.ids)
         copied = torch.zeros(*self.pointers.at.shape, trial.stop - trial.start)
         answer = self.reader.answer(self.pointers.edits, each=partial(_count, copied, trial, self.pointers))[0]
@@ -99,7 +99,7 @@ def runs(
     return done
 
 
-def _count(copied: Tensor, trial: Trial, pointers: Pointers, tokens: list[int]) -> None:
+def _count(copied: Tensor, trial: NeedleTest, pointers: Pointers, tokens: list[int]) -> None:
     """Add the step that said `tokens` to `copied` [layers, heads, needle tokens]."""
     needle = torch.tensor(trial.ids[trial.start : trial.stop])
     place = pointers.at[..., None] - trial.start  # [layers, heads, 1]
@@ -132,7 +132,7 @@ def measure(job: Job, *, stage: str = "runs", variant: Variant = "released", **h
     with Direct(job.model) as direct:
         scorer, last = Scorer(direct, job.processor, variant), None
 
-        def look(some: Sequence[Trial]) -> Sums:
+        def look(some: Sequence[NeedleTest]) -> Sums:
             nonlocal last
             done = [scorer.run(trial) for trial in some]
             last = done[-1]

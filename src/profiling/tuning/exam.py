@@ -38,7 +38,7 @@ HIGHER = {
 
 
 @dataclass(frozen=True)
-class Marks:
+class ExamScores:
     """The scores of one configuration, and the replies that they are of."""
 
     chair: Chair
@@ -110,7 +110,7 @@ class Exam:
         calibration: Any = None,
         name: str = "",
         advance: Callable[[int], None] = lambda prompts: None,
-    ) -> Marks:
+    ) -> ExamScores:
         """Ask the model under a configuration; None is the plain model.
 
         Args:
@@ -130,7 +130,7 @@ class Exam:
                 self._ask(model, processor, one, name, advance) for one in (self.captions, self.questions)
             )
         mean = self.questions.score(answered)["mean"]
-        return Marks(self.captions.score(described), mean.ratios["accuracy"])
+        return ExamScores(self.captions.score(described), mean.ratios["accuracy"])
 
     def _ask(
         self, model: Any, processor: Any, benchmark: Benchmark, name: str, advance: Callable[[int], None]

@@ -21,7 +21,7 @@ from ...common.statistics import difference, interval
 from ...common.validation import suggest
 from ...plugin.calibration.files import Calibration, calibration_hash, find_shipped, model_name
 from ..job import Partial
-from .exam import HIGHER, Exam, Marks
+from .exam import HIGHER, Exam, ExamScores
 from .space import Space
 
 PLAIN = "plain"
@@ -151,7 +151,7 @@ def tune(
     total = exam.prompts * (1 + trials * len(spaces))
     total += 0 if reported is None else reported.prompts * (1 + len(spaces))
 
-    def sit(config: Mapping[str, Any] | None, on: Exam, name: str) -> Marks:
+    def sit(config: Mapping[str, Any] | None, on: Exam, name: str) -> ExamScores:
         tick = lambda prompts: advance(name, prompts, total)  # noqa: E731
         return on.sit(model, processor, config, calibration=calibration, name=name, advance=tick)
 
@@ -226,7 +226,7 @@ def _best(tried: Sequence[Trial], plain: Mapping[str, float], objective: str) ->
     return min(able, key=lambda one: sign * one.values[objective], default=None)
 
 
-def _report(runs: Mapping[str, Marks], seed: int) -> list[dict[str, Any]]:
+def _report(runs: Mapping[str, ExamScores], seed: int) -> list[dict[str, Any]]:
     rows = []
     for name, marks in runs.items():
         row: dict[str, Any] = {"name": name, "values": marks.values}

@@ -23,7 +23,7 @@ from sightline.models.loading import load_model
 from sightline.models.prompting import ask
 from sightline.models.samples import Example, Region, Sample
 from sightline.plugin.config import Config
-from sightline.profiling.tuning.exam import Exam, Marks, exams
+from sightline.profiling.tuning.exam import Exam, ExamScores, exams
 from sightline.profiling.tuning.space import Space, spaces
 from sightline.profiling.tuning.tune import KEPT, PARTIAL, PLAIN, Guard, guards, save, tune
 from sightline.profiling.tuning.tune_tables import markdown
@@ -157,7 +157,7 @@ class Paper:
         self.examples = [Example("one", "x", Image.new("RGB", (2, 2), self.name and "red"))]
         self.prompts = 3
 
-    def sit(self, model: Any, processor: Any, config: Mapping[str, Any] | None, **_: Any) -> Marks:
+    def sit(self, model: Any, processor: Any, config: Mapping[str, Any] | None, **_: Any) -> ExamScores:
         alpha = 1.0 if config is None else config["methods"][0]["vhr"]["alpha"]
         if config is not None:
             self.sat.append(alpha)
@@ -165,7 +165,7 @@ class Paper:
         mentions = Ratio.of([wrong], [1000])
         chair = Chair([(True,) * wrong + (False,) * (1000 - wrong)], [recalled], [1000], [1000], [20])
         assert chair.ratios["i"].value == mentions.value
-        return Marks(chair, Ratio.of([8], [10]))
+        return ExamScores(chair, Ratio.of([8], [10]))
 
     def pictures(self) -> dict[str, str]:
         return {self.name: "one"}
