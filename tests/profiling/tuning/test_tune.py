@@ -368,7 +368,7 @@ def test_a_folder_is_split_into_tuned_and_reported(tmp_path: Path) -> None:
     assert (len(asked.examples), len(reported.examples)) == (6, 4)
     assert not {e.id for e in asked.examples} & {e.id for e in reported.examples}
     assert not asked.pictures().keys() & reported.pictures().keys()
-    assert all("dog" in truth for truth in asked.truths)  # COCO's words find it in the caption
+    assert all("dog" in truth for truth in asked.captions.truths)  # COCO's words find it in the caption
     with pytest.raises(SightlineError, match="no pictures beyond"):
         exams(str(place), 10, None, 5, seed=0, batch=4)
     asked, again = exams(str(place), 6, str(place), 10, seed=0, batch=4)
