@@ -45,9 +45,10 @@ class Rows(nn.Module):
         self.register_buffer("changed", torch.ones(size, dtype=torch.bool), persistent=False)
 
     def tell(self, kinds: np.ndarray, first: np.ndarray, counts: np.ndarray, prompts: np.ndarray) -> None:
-        """Say what the rows are: of each request in the batch its kind, the position of its first row, how many rows
+        """Say what the rows are.
 
-        it has, and the length of its prompt.
+        Of each request in the batch: its kind, the position of its first row, how many rows it has, and the length of its
+        prompt.
         """
         request = np.repeat(np.arange(len(counts)), counts)
         total = len(request)

@@ -1,18 +1,15 @@
 """`sightline eval pope`: the published question files, or questions built about the testbed's scenes.
 
-Files, as published: rows of `question_id, image, text, label`, JSON lines or a JSON list, for a *set* of pictures (COCO,
-A-OKVQA, GQA) and a split: `coco_pope_random.json`, `aokvqa_pope_seem_popular.json`, `gqa_pope_adversarial.json`, ... in
-the data folder, or in `coco/`, `aokvqa/`, `gqa/` and `seem/` of it as releases have them; the pictures there, in `images/`,
-`val2014/`, `gqa/` or `gqa/images/`. Of several sets, splits are `coco/random` and so on, each set has its mean, and all
-nine have one, as papers print them. Where only an instances file is there (`instances_val2014.json`, also in
-`annotations/`), questions are built from it as the paper did: 3 objects that are there and 3 that are not, for 500 images
-with more than 3 objects, or for those of `image_ids.txt`.
+The files are those of `pope_files`; the pictures lie in the data folder, in `images/`, `val2014/`, `gqa/` or `gqa/images/`.
+Of several sets, splits are `coco/random` and so on, each set has its mean, and all nine have one, as papers print them.
+Where only an instances file is there (`instances_val2014.json`, also in `annotations/`), questions are built from it as the
+paper did: 3 objects that are there and 3 that are not, for 500 images with more than 3 objects, or for those of
+`image_ids.txt`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,36 +20,21 @@ import numpy as np
 from ...common.documents import read_rows
 from ...common.errors import DataError
 from ...common.files import write_text
-from ...common.readers import Notes, answers, expect, label, text, unique, value
+from ...common.readers import Notes, answers, expect
 from ...common.statistics import Blend, Score
 from ...models.samples import Reply, Sample
 from ..benchmark import FLEXIBLE, Benchmark, Source
 from . import coco
 from .equal import EqualYes, log_odds
-from .pope import SPLITS, Mean, Question, build, parse, pope, statistics, wording
+from .pope import Mean, Question, build, parse, pope, statistics, wording
+from .pope_files import PUBLISHED, Entry, question_id, read_entries, spelled, split_files
 from .scenes import scene_name, scenes
 from .yesno import Answer, plainly
 
-PUBLISHED = 3000
-"""Questions in each published split."""
-SETS = ("coco", "aokvqa", "gqa")
-FOLDERS = ("", *SETS, "seem/aokvqa", "seem/gqa")
-"""Where question files may lie in the data folder."""
 MEAN = "mean"
 ODDS, WAYS = "odds", ("Yes", "yes", "No", "no")
 IMAGES, PAIRS = 500, 3
 """Images, and questions with each answer about one, where questions are built."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A question of a split, as its file has it; `place` says where."""
-
-    place: str
-    id: Any
-    image: str
-    text: str
-    yes: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +89,7 @@ class PopeBenchmark(Benchmark):
         if source.folder is None:
             return cls.of_scenes(scenes(source), seed=source.seed, apart=bool(source.replies))
         annotated = any(path.is_file() for path in coco.places(source.folder, *coco.INSTANCES))
-        if annotated and not _split_files(source.folder):
+        if annotated and not split_files(source.folder):
             return cls._of_instances(source.folder, source)
         return cls._of_files(source.folder, source)
 
@@ -164,7 +146,7 @@ class PopeBenchmark(Benchmark):
 
     @classmethod
     def _of_files(cls, folder: Path, source: Source) -> PopeBenchmark:
-        notes, found, files = Notes(), {}, _split_files(folder)
+        notes, found, files = Notes(), {}, split_files(folder)
         if not files:
             raise DataError(
                 f"{folder} has no POPE file: expected coco_pope_random.json, _popular.json, _adversarial.json, those of "
@@ -172,7 +154,7 @@ class PopeBenchmark(Benchmark):
             )
         sets = list(dict.fromkeys(kind for kind, _ in files))
         for (kind, split), path in files.items():
-            entries = _entries(path, notes)
+            entries = read_entries(path, notes)
             expect(len(entries), PUBLISHED, f"questions in {path.name}", notes)
             found[split if len(sets) == 1 else f"{kind}/{split}"] = entries[: source.limit]
         about = {split: frozenset(entry.image for entry in entries) for split, entries in found.items()}
@@ -283,7 +265,7 @@ class PopeBenchmark(Benchmark):
 
     def _answer_files(self, folder: Path) -> dict[str, Path]:
         """The file of replies for each split. Raises DataError where one is missing."""
-        found = _split_files(folder)
+        found = split_files(folder)
         files = {f"{kind}/{split}": path for (kind, split), path in found.items()}
         if len({split.rpartition("/")[0] for split in self.splits}) == 1:  # then names need not say which set
             files = {split: path for (_, split), path in found.items()}
@@ -301,11 +283,11 @@ class PopeBenchmark(Benchmark):
                 f"{path}: {len(rows)} answers without question_id, but {split} has {len(asked)} questions: the files of one "
                 "split have as many lines"
             )
-        numbers = [one.id for one in asked] if lined_up else [_id(row, place) for place, row in rows]
+        numbers = [one.id for one in asked] if lined_up else [question_id(row, place) for place, row in rows]
         texts = {one.id: self.samples[one.sample].text for one in asked}
         for (place, row), number in zip(rows, numbers, strict=True):
             shown = next((row[key] for key in ("question", "prompt") if isinstance(row.get(key), str)), None)
-            if shown is not None and _spelled(texts.get(number, "")) not in _spelled(shown):
+            if shown is not None and spelled(texts.get(number, "")) not in spelled(shown):
                 raise DataError(f"{place}: an answer to {shown!r}, but {texts[number]!r} was asked: of another split?")
         ids = {place: number for (place, _), number in zip(rows, numbers, strict=True)}
         return list(answers(rows, path, list(texts), key=lambda row, place: ids[place], reply=self.answer_keys))
@@ -322,48 +304,3 @@ class PopeBenchmark(Benchmark):
             written.append(folder / "questions" / f"coco_pope_{split}.json")
             write_text(written[-1], "".join(lines))
         return written
-
-
-def _entries(path: Path, notes: Notes) -> list[Entry]:
-    """The questions of a file. Raises DataError for an unknown label, or an id that comes twice."""
-    entries = [
-        Entry(
-            place, _id(row, place), text(row, "image", place), text(row, "text", place), label(row.get("label"), place)
-        )
-        for place, row in read_rows(path)
-    ]
-    unique(((entry.place, entry.id) for entry in entries), "question_id")
-    twice = len(entries) - len({(entry.image, entry.text) for entry in entries})
-    notes.add(f"{path.name} asks a question twice, under two ids: both count, as in the published script", twice)
-    return entries
-
-
-def _id(row: Mapping[str, Any], place: str) -> Any:
-    return value(row, "question_id", place, (int, str))
-
-
-def _spelled(question: str) -> str:
-    return question.replace("imange", "image")
-
-
-def _split_files(folder: Path) -> dict[tuple[str, str], Path]:
-    """The file of each set (empty where no name says it) and split. Raises DataError where one has two."""
-    if not folder.is_dir():
-        raise DataError(f"{'a file, not a folder:' if folder.exists() else 'no folder'} {folder}: check the path")
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(path for place in FOLDERS for path in (folder / place).glob("*.json*")):
-        split, kind = (
-            re.search("|".join(SPLITS), path.name),
-            re.search("|".join(SETS), f"{path.parent.name}/{path.name}"),
-        )
-        if split is None:
-            continue
-        key = (kind.group() if kind else "", split.group())
-        before = found.setdefault(key, path)
-        if before.with_suffix("") != path.with_suffix(""):  # the same file may be there as a list and as lines
-            raise DataError(f"{folder} has two files for the split {' '.join(key).strip()}: {before.name}, {path.name}")
-    kinds = {kind for kind, _ in found}
-    if "" in kinds and len(kinds) > 1:
-        unnamed = next(path.name for (kind, _), path in found.items() if not kind)
-        raise DataError(f"{folder}: {unnamed} says no set ({', '.join(SETS)}), but other files do: rename or remove it")
-    return {(kind, split): found[kind, split] for kind in (*SETS, "") for split in SPLITS if (kind, split) in found}

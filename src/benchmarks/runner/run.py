@@ -52,10 +52,10 @@ class Done:
 
 
 def batches(samples: Sequence[Sample], size: int) -> list[range]:
-    """Cut samples, in their order, into batches of at most `size` of one kind: with a picture or none, choices or none, longer
-    or not.
+    """Cut samples, in their order, into batches of at most `size` of one kind.
 
-    The cut does not depend on the number of processes, so that a sample always shares its padding with the same others.
+    A kind has pictures or none, choices or none, and longer replies or not. The cut does not depend on the number of
+    processes, so that a sample always shares its padding with the same others.
     """
     kinds = [(sample.image is not None, bool(sample.choices), sample.longer) for sample in samples]
     cuts, start = [], 0

@@ -233,8 +233,9 @@ def found_own(model: Any) -> Path | None:
 
 
 def own_file(model: Any) -> Path:
-    """Where `sightline calibrate` writes a model's file, and where it is found: in the `own_folder`, under the last part
-    of the model's name and the letters of its weights (`identity`)."""
+    """Where `sightline calibrate` writes a model's file, and where it is found.
+
+    It lies in the `own_folder`, under the last part of the model's name and the letters of its weights (`identity`)."""
     return own_folder() / f"{_own_stem(model)}-{identity(model)}.yaml"
 
 

@@ -13,8 +13,10 @@ SAMPLES = 16
 
 
 def identity(model: Any) -> str:
-    """Twelve letters that stay when a model is moved, renamed or loaded in another number type, and that fine-tuning
-    changes: a hash of the names and shapes of its weights and of the signs of some of their values.
+    """Twelve letters that tell a model by its weights.
+
+    They stay when it is moved, renamed or loaded in another number type, and fine-tuning changes them: a hash of the names
+    and shapes of its weights and of the signs of some of their values.
 
     A model whose weights are not there as numbers (quantised, or one process's part of them) has letters of its own.
     """
