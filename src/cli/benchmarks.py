@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +16,16 @@ from .shell import Model, SameModel, check_calibrations, kept_in, note, own_cali
 
 if TYPE_CHECKING:
     from ..benchmarks.runner.suite import Benchmark
+    from ..plugin.config import Config
 
 
 class Match(str, Enum):
     """How replies are read."""
 
     strict, flexible = "strict", "flexible"
+
+
+VLLM = "vllm"  # an engine of its own; the others are harnesses
 
 
 class Pictures(str, Enum):
@@ -39,7 +44,10 @@ def command(
     model: Model = None,
     model_option: SameModel = None,
     engine: Annotated[
-        str | None, typer.Option(help="lmms-eval or lm-eval: through that harness instead of our own loop.")
+        str | None,
+        typer.Option(
+            help="lmms-eval or lm-eval: through that harness instead of our own loop; vllm: by a served model."
+        ),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -94,6 +102,9 @@ def command(
         typer.Option(help="cpu, cuda (one for each process of a machine), cuda:N, or auto to use all for one model."),
     ] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    vllm: Annotated[
+        str, typer.Option(metavar="YAML", help="With --engine vllm: its options, such as '{max_model_len: 4096}'.")
+    ] = "{}",
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
 ) -> None:
     """Run a benchmark, plain and under configurations; under torchrun on many processes; started again, it resumes."""
@@ -108,7 +119,11 @@ def command(
     from ..models.samples import TESTBED
 
     quiet()
-    if engine is not None:
+    if engine == VLLM:
+        given = {"--answers": answers, "--tasks": tasks, "--threads": threads}
+        for name in [name for name, value in given.items() if value]:
+            raise typer.BadParameter(f"--engine vllm takes no {name}: leave it out")
+    elif engine is not None:
         package_folder(engine)
     if tasks is not None and benchmark is not None and model is None and benchmark not in suite.BENCHMARKS:
         benchmark, model = None, benchmark  # the only argument beside --tasks is MODEL
@@ -118,7 +133,7 @@ def command(
         raise typer.BadParameter("give BENCH, or --engine with --tasks")
     if (model is None and model_option is None) == (not answers):
         raise typer.BadParameter("give either MODEL or --answers")
-    if engine is not None and (answers or max_new_tokens is not None):
+    if engine not in (None, VLLM) and (answers or max_new_tokens is not None):
         raise typer.BadParameter(
             "--engine asks the model itself, with the task's own lengths: leave out --answers and --max-new-tokens"
         )
@@ -141,6 +156,13 @@ def command(
         _told(score_answers(asked, answers, folder, seed=seed), asked, folder, json)
         return
     name = the_model(model, model_option)
+    if engine == VLLM:
+        assert asked is not None
+        from ..common.validation import inline
+
+        options = {"dtype": dtype, **inline(vllm, "--vllm")}
+        _served(asked, name, configs, folder, json, calibration, options, max_new_tokens, seed)
+        return
     loaded, processor = load_model(name, dtype=dtype, device=f"cuda:{place.local}" if device == "cuda" else device)
     if configs and calibration is None and place.rank == 0:
         note(own_calibration(loaded))
@@ -183,6 +205,39 @@ def command(
         note(f"process {place.rank} of {place.processes} is done; the last one merges in {folder}")
     else:
         _told(result, asked, folder, json)
+
+
+def _served(
+    asked: Benchmark,
+    model: str,
+    configs: Mapping[str, Config],
+    folder: Path,
+    json: Path | None,
+    calibration: Path | None,
+    options: Mapping[str, Any],
+    new_tokens: int | None,
+    seed: int,
+) -> None:
+    """Ask a benchmark's questions through vLLM."""
+    from ..common.progress import progress_bar
+    from ..serving.evaluation import evaluate
+
+    with resumable(kept_in(folder)), progress_bar() as bar:
+        job = bar.add_task("plain", total=None)
+        result = evaluate(
+            asked,
+            model,
+            configs,
+            folder,
+            calibration=calibration,
+            new_tokens=new_tokens,
+            seed=seed,
+            options=options,
+            advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
+        )
+    _told(result, asked, folder, json)
+    for name, rate in result["throughput"].items():
+        typer.echo(f"{name}: {rate:.1f} tokens/s")
 
 
 def _told(result: dict[str, Any], asked: Benchmark, folder: Path, json: Path | None) -> None:

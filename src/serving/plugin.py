@@ -175,6 +175,10 @@ def _told(original: Callable[..., Any]) -> Callable[..., Any]:
         rows = getattr(self.get_model(), "sightline_rows", None)
         if rows is not None:
             read_batch(rows, self)
+        elif KEY in (self.vllm_config.additional_config or {}):
+            raise UnsupportedModelError(
+                f"vLLM loaded {type(self.get_model()).__name__}, which carries no plan: leave options out that choose a class"
+            )
         return original(self, *args, **kwargs)
 
     return _model_forward
@@ -214,6 +218,7 @@ def prepare(arguments: Any) -> None:
     if not isinstance(overrides, dict) or "architectures" in overrides:
         raise ConfigError("hf_overrides names architectures, and so does Sightline: leave them out")
     arguments.hf_overrides = {**overrides, "architectures": [f"Sightline{architecture}"]}
+    arguments.model_impl = "auto"  # by that name; "transformers" would look for transformers' class of it
     arguments.additional_config = {**arguments.additional_config, KEY: {"plan": plan.model_dump(mode="json")}}
     os.environ[RUNNER] = "0"
 
@@ -241,6 +246,7 @@ def check_options(arguments: Any, plan: Plan) -> None:
         ("speculative_config", lambda value: value is not None, "leave speculative decoding off"),
         ("enable_lora", bool, "merge the adapter into the weights"),
         ("kv_transfer_config", lambda value: value is not None, "leave the transfer of keys and values off"),
+        ("model_impl", lambda value: value not in ("auto", "vllm", "transformers"), "leave it out"),
         ("runner", lambda value: value not in (None, "auto", "generate"), "a plan is for generation"),
     ]
     if plan.copied is not None:

@@ -1,0 +1,117 @@
+"""What serving costs: plain vLLM, gains and DeCoRe in turn in one process, and transformers with Sightline beside them.
+
+    python -m studies.serving --model FOLDER --json eval/results/serving.json
+
+FOLDER is a checkpoint of SmolLM2-135M-Instruct (`sightline export` writes one). Each round runs everything once, so that
+a busy machine slows all alike; what counts is the ratio to plain vLLM in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REQUESTS, NEW_TOKENS, CALIBRATED = 32, 32, "HuggingFaceTB/SmolLM2-135M-Instruct"
+STARTS = ("The capital of France is", "Once upon a time", "Water boils at", "My favourite book is", "In the year 1999")
+GAINS = {"methods": [{"head_gain": {"head_list": [[layer, layer % 9] for layer in range(0, 30, 2)], "gain": 1.5}}]}
+DECORE = {"decoder": {"decore": {"heads": 20}}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--compiled", action="store_true")
+    options = parser.parse_args()
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    result = measure(options.model, options.rounds, options.compiled)
+    print(table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(model: str, rounds: int, compiled: bool) -> dict[str, Any]:
+    import sightline
+    import torch
+    import vllm
+    from sightline.common.files import provenance
+    from sightline.serving import engine
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    named = type("Named", (), {"name_or_path": CALIBRATED})()
+    known = sightline.Calibration.load("auto", named)
+    shape = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": REQUESTS, "seed": 0}
+    shape |= {"enforce_eager": not compiled, "enable_prefix_caching": False}
+    engines = {
+        "plain": vllm.LLM(model, **shape),
+        "gains": engine(model, GAINS, **shape),
+        "decore": engine(model, DECORE, calibration=known, **shape),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    short = [f"Story {number}. {STARTS[number % len(STARTS)]}" for number in range(REQUESTS)]
+    long = ["Tell me more. " * 60 + text for text in short[:8]]
+
+    def served(name: str, texts: list[str], count: int) -> Callable[[], Any]:
+        parameters = vllm.SamplingParams(temperature=0, max_tokens=count, min_tokens=count)
+        return lambda: engines[name].generate(texts, parameters, use_tqdm=False)
+
+    def attached(config: Any) -> Callable[[], Any]:
+        inputs = tokenizer(short, return_tensors="pt", padding=True)
+        given = {**inputs, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+
+        def run() -> Any:
+            with sightline.attach(reference, config or {"methods": []}, calibration=known):
+                return reference.generate(**given)
+
+        return run
+
+    runs: dict[str, Callable[[], Any]] = {}
+    for name in engines:
+        runs[f"throughput {name}"] = served(name, short, NEW_TOKENS)
+        runs[f"prefill {name}"] = served(name, long, 1)
+    for name, config in (("plain", None), ("gains", GAINS), ("decore", DECORE)):
+        runs[f"transformers {name}"] = attached(config)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):  # the first warms up
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+    blocks = {name: capacity(one) for name, one in engines.items()}
+    shape |= {"requests": REQUESTS, "new_tokens": NEW_TOKENS, "rounds": rounds, "threads": torch.get_num_threads()}
+    made = provenance({}) | {"vllm": vllm.__version__}
+    return {"seconds": seconds, "cache_tokens": blocks, "shape": shape, **made}
+
+
+def capacity(llm: Any) -> int:
+    """How many tokens the cache holds."""
+    cache = llm.llm_engine.vllm_config.cache_config
+    return int(cache.num_gpu_blocks * cache.block_size)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A row for each run: its median of seconds, and of the ratio to plain vLLM in the same round."""
+    seconds = result["seconds"]
+    lines = ["| run | seconds, median | ratio to plain vLLM, min - median - max |", "|---|---|---|"]
+    for name, own in seconds.items():
+        plain = seconds["prefill plain" if name.startswith("prefill") else "throughput plain"]
+        ratios = sorted(one / other for one, other in zip(own, plain, strict=True))
+        spread = " - ".join(f"{one:.2f}" for one in (ratios[0], statistics.median(ratios), ratios[-1]))
+        lines.append(f"| {name} | {statistics.median(own):.2f} | {spread} |")
+    lines += [f"| cache, tokens: {name} | {tokens} | |" for name, tokens in result["cache_tokens"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
