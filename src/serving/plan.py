@@ -101,7 +101,7 @@ def resolve(
         METHODS.find(name).check_fixed(settings)
     if parsed.decoder is not None:
         DECODERS.find(parsed.decoder[0]).check_fixed(parsed.decoder[1])
-    facts = facts_of(model, _read_config(model) if loaded is None else loaded, parsed, calibration)
+    facts = facts_of(model, read_config(model) if loaded is None else loaded, parsed, calibration)
     fixed = [METHODS.find(name)(settings, facts).fixed() for name, settings in parsed.methods]
     if not facts.pictures:  # a method of pictures leaves a model alone that has none
         fixed = [one for one in fixed if not one.seeing]
@@ -165,11 +165,12 @@ def check_unfolded(model: str) -> None:
         )
 
 
-def _read_config(model: str) -> Any:
+def read_config(model: str, revision: str | None = None) -> Any:
+    """A model's configuration. Raises SightlineError where there is none."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SightlineError(
@@ -180,7 +181,7 @@ def _read_config(model: str) -> Any:
 
 def stored_dtype(model: str) -> str:
     """The number type of a checkpoint's weights; float32 where it does not say."""
-    config = _read_config(model)
+    config = read_config(model)
     return str(
         getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or "float32"
     ).removeprefix("torch.")

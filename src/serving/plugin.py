@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..common.errors import ConfigError, SightlineError, UnsupportedModelError
-from .plan import Plan, resolve
+from .plan import Plan, read_config, resolve
 from .rows import CHOICE, OFF, ON, cache_keys, read_batch
 
 OLDEST = (0, 32)  # the vLLM that the wrapped functions were read in
@@ -210,10 +210,10 @@ def prepare(arguments: Any) -> None:
             f"additional_config['{KEY}'] must be a configuration, or a dict of 'config' and 'calibration' (got"
             f" {', '.join(sorted(map(str, asked))) or 'nothing'})"
         )
-    plan = resolve(arguments.model, asked["config"], asked.get("calibration"))
+    model = read_config(arguments.model, arguments.revision)
+    plan = resolve(arguments.model, asked["config"], asked.get("calibration"), loaded=model)
     check_options(arguments, plan)
-    kind = _read_type(arguments.model)
-    architecture = chosen_class(kind, arguments.model_impl)
+    architecture = chosen_class(str(model.model_type), arguments.model_impl)
     overrides = arguments.hf_overrides or {}
     if not isinstance(overrides, dict) or "architectures" in overrides:
         raise ConfigError("hf_overrides names architectures, and so does Sightline: leave them out")
@@ -269,9 +269,3 @@ def check_made(made: Any) -> None:
         raise ConfigError(
             "an option asks for version 2 of vLLM's runner, which has no place for Sightline: leave it out"
         )
-
-
-def _read_type(model: str) -> str:
-    from transformers import AutoConfig
-
-    return str(AutoConfig.from_pretrained(model).model_type)
