@@ -30,6 +30,7 @@ $(OLDEST)/installed: constraints-oldest.txt $(STAMP)
 	rm -rf $(OLDEST)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST) --requirement constraints-oldest.txt
 	touch $@
+
 test-serving: $(SERVING)/installed
 	$(SERVING)/bin/python -m pytest tests/serving/served
 
