@@ -144,9 +144,9 @@ def test_report_of_plain_alone(testbed: Model, tmp_path: Path) -> None:
     [
         ("[1, 2]", "expected a mapping of run name"),
         ("", "expected a mapping of run name"),
-        ("a: 3", "a: expected a configuration"),
+        ("a: 3", "'a': expected a configuration"),
         ("plain: {methods: []}", "rename that run"),
-        ("a: [", "is not YAML"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_suite_mistakes_name_the_file(tmp_path: Path, text: str, message: str) -> None:
