@@ -116,19 +116,22 @@ def tables(result: Mapping[str, Any]) -> list[RenderableType]:
 
 def _caption_table(result: Mapping[str, Any]) -> Table:
     table = _table(f"Captions: {result['label']}")
-    for column in ("run", "CHAIR_S", "CHAIR_I", "recall", "words", "time"):
+    for column in ("run", "CHAIR_S", "CHAIR_I", "recall", "I at equal\nrecall", "words", "time"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for entry in result["runs"]:
         scores, between = entry["chair"], entry["intervals"]["chair"]
         table.add_row(
             entry["name"],
             *(_percent(scores[key], between[key]) for key in ("s", "i", "recall")),
+            _points(entry["differences"]["chair"].get("equal")),
             f"{scores['words']:.1f}\n[dim]{between['words'][0]:.1f}–{between['words'][1]:.1f}[/dim]",
             relative(entry, "chair").joined("\n"),
         )
     table.caption = (
         f"n = {result['runs'][0]['chair']['n']} captions. Lower CHAIR is better, if recall holds. Below each score: its "
-        "95 % bootstrap interval over scenes. " + TIME.format("plain")
+        "95 % bootstrap interval over scenes. I at equal recall: points of CHAIR_I above (+) or below (-) plain captions "
+        "that are cut to the run's recall, which is free; empty where plain, going on, does not get there. "
+        + TIME.format("plain")
     )
     return table
 
@@ -166,6 +169,13 @@ def _table(title: str) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
+
+
+def _points(change: Mapping[str, Any] | None) -> str:
+    if change is None:
+        return ""
+    low, high = change["interval"]
+    return f"{100 * change['value']:+.1f}\n[dim]{100 * low:+.0f} to {100 * high:+.0f}[/dim]"
 
 
 def _percent(value: float, between: tuple[float, float]) -> str:

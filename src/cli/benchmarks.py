@@ -93,6 +93,9 @@ def command(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply; default: the benchmark's.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows of one batch.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, built questions and bootstrap draws.")] = 0,
+    equal: Annotated[
+        bool, typer.Option(help="Ask plain, too, what comparing at equal recall (chair) or share of yes (pope) needs.")
+    ] = True,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Instead of the shipped calibration file.")
     ] = None,
@@ -198,7 +201,7 @@ def command(
             configs,
             folder,
             calibration=calibration,
-            settings=ReplySettings(max_new_tokens, batch, seed),
+            settings=ReplySettings(max_new_tokens, batch, seed, equal),
             advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
         )
     if result is None:

@@ -28,7 +28,7 @@ def test_runner_interleaves_and_scores(testbed: Model) -> None:
     chosen = plans({"wild": {}, "mild": {}})
     runs = run(testbed, processor, benchmarks, chosen, batch={"chair": 5, "pope": 50}, advance=told.append)
     assert [item.name for item in runs] == ["plain", "wild", "mild"]
-    assert told == ["plain", "wild", "mild"] * 5
+    assert told == ["plain", "wild", "mild"] * 3 + ["plain"] * 3 + ["plain", "wild", "mild"] * 2 + ["plain"] * 2
     captions = testbed.calls[1:10]  # the first call warms up; then each batch under every setting
     assert captions == [(mode, rows) for rows in (5, 5, 2) for mode in (None, "wild", "mild")]
     assert runs[0].replies == runs[1].replies
@@ -41,6 +41,14 @@ def test_runner_interleaves_and_scores(testbed: Model) -> None:
     assert mild["pope"]["adversarial"] | {"exact": 0} == mild["pope"]["adversarial"] | {"accuracy": 1.0, "exact": 0}
     assert mild["differences"]["chair"]["s"] == {"value": -1.0, "interval": (-1.0, -1.0)}
     assert mild["pope"]["random"]["n"] == 4 * len(SCENES)
+    # Cut behind its second mention, plain names what is there and no fork: mild is no better than stopping there.
+    assert mild["differences"]["chair"]["equal"] == {"value": 0.0, "interval": (0.0, 0.0)}
+    assert [point["recall"] for point in plain["curves"]["chair"]] == [0.5, 1.0, 1.0, 1.0, 1.0]
+    assert [point["beyond"] for point in plain["curves"]["chair"]] == [False] * 3 + [True] * 2
+    # Mild says yes to half. Of those that plain says yes to, the shifted plain one takes the first ones.
+    assert mild["differences"]["pope"]["adversarial"]["equal"]["value"] >= 0
+    assert "equal" in mild["differences"]["pope"]["mean"]
+    assert "equal" not in plain["differences"]["chair"]
     assert mild["pope"]["random"]["exact"] == 0.5
     assert {name: time["batches"] for name, time in mild["times"].items()} == {"chair": 3, "pope": 2}
     assert mild["time_ratio"] == mild["times"]["chair"]["ratio"]

@@ -14,6 +14,7 @@ import sightline
 import torch
 from PIL import Image
 from sightline.benchmarks import demo as demos
+from sightline.plugin.reading import score as reading
 from transformers import BatchFeature
 
 WORLD = ["dog", "cat", "bus", "cup", "fork", "sink"]
@@ -23,6 +24,7 @@ class Model:
     """Replies to (image number, prompt): it hallucinates a fork, unless attached to something mild."""
 
     device, dtype = torch.device("cpu"), torch.float32
+    generation_config = SimpleNamespace(eos_token_id=0)
 
     def __init__(self) -> None:
         self.mode: Any = None
@@ -32,7 +34,10 @@ class Model:
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"weight": torch.arange(3.0)}
 
-    def generate(self, input_ids: Any, pixel_values: Any, max_new_tokens: int, do_sample: bool) -> torch.Tensor:
+    def generate(
+        self, input_ids: Any, pixel_values: Any, max_new_tokens: int, do_sample: bool, logits_processor: Any = ()
+    ) -> torch.Tensor:
+        """With a processor, which is what makes a caption longer, a cup and a sink come last."""
         assert not do_sample
         self.calls.append((self.mode, len(input_ids)))
         replies = []
@@ -42,7 +47,8 @@ class Model:
             extra = [] if self.mode in ("mild", "silent") else ["fork"]
             if "describe" in prompt:
                 kept = names[:1] if self.mode == "silent" else names
-                replies.append("A <b>photo</b> & a " + ", a ".join([*kept, *extra]) + ".")
+                more = " Also a cup and a sink." if logits_processor else ""
+                replies.append("A <b>photo</b> & a " + ", a ".join([*kept, *extra]) + "." + more)
             else:
                 replies.append(
                     "Yes" if any(f" {name}?" in prompt for name in [*names, *extra]) else "No, there is none"
@@ -52,12 +58,35 @@ class Model:
         return torch.cat([input_ids, last], dim=1)
 
 
+class Tokenizer:
+    padding_side, pad_token = "right", "<pad>"
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+    def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
+        return [f" {self.model.said[int(row[0]) - 1000]}" for row in ids]
+
+
+def score(model: Model, inputs: Any, answers: Any) -> list[list[SimpleNamespace]]:
+    """As `plugin.reading.score`: yes is likelier where the stand-in says it."""
+    ids = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    yes = [model.said[int(row[-1]) - 1000] == "Yes" for row in ids]
+    return [
+        [SimpleNamespace(logprob=-1.0 if (chr(one[0]) in "Yy") == said else -3.0) for one in row]
+        for said, row in zip(yes, answers, strict=True)
+    ]
+
+
 class Processor:
     image_processor = chat_template = None
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.tokenizer = SimpleNamespace(padding_side="right", pad_token="<pad>", batch_decode=self.batch_decode)
+        self.tokenizer = Tokenizer(model)
 
     def __call__(self, images: list[Any], text: list[str], padding: bool, return_tensors: str) -> BatchFeature:
         assert padding
@@ -67,9 +96,6 @@ class Processor:
         ids = torch.tensor([[0] * (width - len(row)) + [ord(c) for c in row] for row in text])
         pixels = torch.tensor([image.getpixel((0, 0))[0] / 255 for (image,) in images]).view(-1, 1)
         return BatchFeature({"input_ids": ids, "pixel_values": pixels})
-
-    def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> list[str]:
-        return [f" {self.model.said[int(row[0]) - 1000]}" for row in ids]
 
 
 def scene(index: int) -> SimpleNamespace:
@@ -126,6 +152,7 @@ def testbed(monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setitem(sys.modules, "sightline.testbed", fake)
     monkeypatch.setattr(sightline, "testbed", fake, raising=False)
     monkeypatch.setattr(demos, "plans", plans)
+    monkeypatch.setattr(reading, "score", score)
     monkeypatch.setattr(demos, "find_shipped", lambda model: None)
     monkeypatch.setattr(demos, "found_at", lambda model: None)
     model.testbed = fake  # type: ignore[attr-defined]

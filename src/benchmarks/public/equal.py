@@ -155,7 +155,7 @@ def log_odds(choices: Sequence[float]) -> float:
 
 def _cumulative(rows: Sequence[Sequence[bool]]) -> Floats:
     """Sums of the first 0, 1, ... flags of each row, the short rows going on with their last `[rows, longest + 1]`."""
-    table = np.zeros((len(rows), max(map(len, rows), default=0) + 1))
+    table = np.zeros((len(rows), max([1, *map(len, rows)]) + 1))
     for number, row in enumerate(rows):
         table[number, 1 : len(row) + 1] = row
     return table.cumsum(1)

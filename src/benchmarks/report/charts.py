@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,48 @@ def positions(title: str, series: Sequence[tuple[str, Sequence[dict[str, float]]
         x = 48 + 150 * number
         chart.rect(f"series{number}", x, chart.height - 14, 10, 10)
         chart.write("name", x + 16, chart.height - 5, name)
+    return chart
+
+
+def tradeoff(
+    title: str,
+    curve: Sequence[dict[str, Any]],
+    runs: Sequence[tuple[str, dict[str, float], dict[str, Sequence[float]], str]],
+) -> Chart:
+    """Recall against CHAIR_I: the line of plain captions cut shorter, dashed where they go on, and each run with its bars.
+
+    A run is its name, its scores and intervals, and how it counts against the line: good, bad or open.
+    """
+    chart, left, floor = Chart(title, 560, 330), 46.0, 280.0
+    points = [(one["recall"], one["i"]) for one in curve]
+    reach = [[*(at for at, _ in points)], [*(rate for _, rate in points)]]
+    for _, _, between, _ in runs:
+        reach = [[*old, *between[key]] for old, key in zip(reach, ("recall", "i"), strict=True)]
+    (low, high), (bottom, top) = ((min(some), max(max(some), min(some) + 0.01)) for some in reach)
+
+    def x(recall: float) -> float:
+        return left + 8 + (recall - low) / (high - low) * (chart.width - left - 120)
+
+    def y(rate: float) -> float:
+        return floor - 8 - (rate - bottom) / (top - bottom) * (floor - 24)
+
+    chart.line("zero", left, floor, chart.width - 8, floor)
+    for step in range(5):
+        recall, rate = low + step / 4 * (high - low), bottom + step / 4 * (top - bottom)
+        chart.line("grid", left, y(rate), chart.width - 8, y(rate))
+        chart.write("tick", left - 6, y(rate) + 4, f"{100 * rate:.0f} %", "end")
+        chart.write("tick", x(recall), floor + 16, f"{100 * recall:.0f} %", "middle")
+    chart.write("tick", chart.width - 8, floor + 34, "recall: further right is better; CHAIR_I: lower is better", "end")
+    for (before, after), one in zip(itertools.pairwise(points), curve[1:], strict=False):
+        chart.line(f"curve{' beyond' if one['beyond'] else ''}", x(before[0]), y(before[1]), x(after[0]), y(after[1]))
+    for name, scores, between, kind in runs:
+        middle = x(scores["recall"]), y(scores["i"])
+        chart.line(f"reach {kind}", x(between["recall"][0]), middle[1], x(between["recall"][1]), middle[1])
+        chart.line(f"reach {kind}", middle[0], y(between["i"][0]), middle[0], y(between["i"][1]))
+        tip = f"{name}: recall {100 * scores['recall']:.1f} %, CHAIR_I {100 * scores['i']:.1f} %"
+        where = _rounded(cx=middle[0], cy=middle[1])
+        chart.shapes.append(Shape("circle", {"class": f"value {kind}", **where, "r": 4.5}, tip=tip))
+        chart.write("name", middle[0] + 7, middle[1] - 6, name if len(name) <= LETTERS else name[: LETTERS - 1] + "…")
     return chart
 
 

@@ -7,6 +7,7 @@ and line.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,7 +189,9 @@ def _unfinished(path: Path, result: Mapping[str, Any] | None) -> Iterator[Unfini
     for manifest in sorted(path.glob(f"*/{MANIFEST}"), key=lambda one: (one.parent.name != PLAIN, one.parent.name)):
         if manifest.parent.name not in merged:
             made = read_json(manifest, dict)
-            done = len(finished(manifest.parent))
+            done = min(
+                len(finished(manifest.parent)), made.get("samples") or sys.maxsize
+            )  # not what plain is asked besides
             yield Unfinished(manifest.parent.name, done, made.get("samples"), str(made.get("benchmark")))
 
 

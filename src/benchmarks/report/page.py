@@ -23,7 +23,7 @@ from ...common.readers import Notes
 from ..public.chair import LAST_POSITION
 from ..runner import tables
 from .cards import picture_file, question, view
-from .charts import Chart, forest, heat, positions
+from .charts import Chart, forest, heat, positions, tradeoff
 from .folders import Folder, Section, read, sections
 from .pictures import Mode, show
 
@@ -35,7 +35,7 @@ CHARTS = 6
 _LEGEND = (
     "Rates in percent with 95 % bootstrap intervals over images (questions, where there are none). Differences are paired, "
     "in points; on the page they are coloured where the interval leaves zero out. "
-    + tables.TIME.format("the first run")
+    + f"{tables.TIME.format('the first run')} {tables.EQUAL}"
 )
 
 
@@ -187,7 +187,7 @@ def _section(section: Section) -> dict[str, Any]:
         "changes": changes,
         "against": ", ".join(against),
         "forests": list(_forests(section)) if changes.rows else [],
-        "places": _places(section),
+        "plots": [chart for chart in (_tradeoff(section), _places(section)) if chart is not None],
         "notes": section.notes,
         "heads": [
             heat(f"{entry['name']}: heads that {method} chose", grid)
@@ -215,6 +215,22 @@ def _forests(section: Section) -> Iterator[Chart]:
         where = f", {split}" if split else ""
         title = f"{kind.columns[key]}{where} ({better} is better)"
         yield forest(title, rows, scale=100 if key in kind.percent else 1)
+
+
+def _tradeoff(section: Section) -> Chart | None:
+    """Each run's recall and CHAIR_I, beside plain captions that are cut shorter."""
+    kind = section.kind
+    curve = next((found for one in section.runs if (found := one.get("curves", {}).get(kind.name))), None)
+    if curve is None:
+        return None
+    runs = []
+    for entry in section.runs:
+        equal = entry["differences"][kind.name].get("equal")
+        counts = "open" if equal is None else tables.kind(equal, "equal", kind)
+        runs.append((str(entry["name"]), entry[kind.name], entry["intervals"][kind.name], counts))
+    return tradeoff(
+        "CHAIR_I and recall: below the line is better than stopping the plain captions earlier", curve, runs
+    )
 
 
 def _places(section: Section) -> Chart | None:

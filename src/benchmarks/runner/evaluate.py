@@ -22,10 +22,10 @@ from ...common.errors import ConfigError
 from ...common.files import config_hash, provenance, replacing, write_json, write_text
 from ...common.readers import Notes
 from ...models.loading import check_whole
-from ...models.samples import Reply
+from ...models.samples import Reply, Sample
 from ...plugin.config import Config
 from ..benchmark import Benchmark
-from .plan import ANSWERS, Plan, plans
+from .plan import ANSWERS, PLAIN, Plan, plans
 from .run import Done, Run, ask_in_turn, batches, results
 from .store import Row, Store, one_at_a_time
 
@@ -34,11 +34,15 @@ RESULT, SAMPLES, SUMMARY, PICTURES = "result.json", "samples.jsonl", "summary.md
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """How replies are made: longest reply in tokens (None: the benchmark's), rows of a batch, bootstrap seed."""
+    """How replies are made: longest reply in tokens (None: the benchmark's), rows of a batch, bootstrap seed.
+
+    equal: whether the plain model is also asked what comparing at equal recall, or at an equal share of yes, needs.
+    """
 
     new_tokens: int | None = None
     batch: int = 8
     seed: int = 0
+    equal: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def evaluate(
     new_tokens = settings.new_tokens or benchmark.new_tokens
     chosen = plans(configs, model, processor, calibration=calibration)
     hashes = {"model": fingerprint(model), "data": benchmark.data_hash()}
+    yardstick = benchmark.yardstick() if configs and settings.equal else []
     made = {"new_tokens": new_tokens, "batch": settings.batch, "dtype": str(model.dtype)}
     shared = {"benchmark": benchmark.name, **hashes, **made, "samples": len(benchmark.samples)}
     with ExitStack() as stack:
@@ -102,15 +107,16 @@ def evaluate(
             for name, plan in chosen.items()
         }
         known = {name: store.done().keys() for name, store in stores.items()}
-        cuts = batches(benchmark.samples, settings.batch)
-        mine = cuts[place.rank :: place.processes]
-        wanted = lambda name, number: benchmark.samples[number].id not in known[name]  # noqa: E731
-        worked = False
-        for done in ask_in_turn(model, processor, benchmark.samples, chosen, mine, new_tokens, wanted):
-            if done.numbers:
-                stores[done.run].append(_rows(benchmark, done))
-                worked = True
-            advance(done.run, len(mine) * len(chosen))
+        cuts, more = batches(benchmark.samples, settings.batch), batches(yardstick, settings.batch)
+        mine, others = (some[place.rank :: place.processes] for some in (cuts, more))
+        total, worked = len(mine) * len(chosen) + len(others), False
+        for samples, asking, its in ((benchmark.samples, chosen, mine), (yardstick, {PLAIN: chosen[PLAIN]}, others)):
+            wanted = lambda name, number: samples[number].id not in known[name]  # noqa: E731, B023
+            for done in ask_in_turn(model, processor, samples, asking, its, new_tokens, wanted):
+                if done.numbers:
+                    stores[done.run].append(_rows(samples, done))
+                    worked = True
+                advance(done.run, total)
     for name, plan in list(chosen.items())[1:]:
         hashes |= {f"config {name}": config_hash(plan.identity["config"])}
         hashes |= {f"calibration {name}": known for known in [plan.identity["calibration"]] if known}
@@ -118,6 +124,8 @@ def evaluate(
         notes = Notes(benchmark.notes)
         rows = {name: store.done(notes) for name, store in stores.items()}
         if any(sample.id not in done for done in rows.values() for sample in benchmark.samples):
+            return None
+        if any(sample.id not in rows[PLAIN] for sample in yardstick):
             return None
         if _merged(out, stores.values()) and (worked or place.rank != 0):
             return None
@@ -127,6 +135,7 @@ def evaluate(
                 "a question without a picture went to the plain model: the configuration works on pictures", unseen
             )
         runs = [_gathered(benchmark, name, plan, rows[name], cuts) for name, plan in chosen.items()]
+        runs[0].yardstick[benchmark.name] = [rows[PLAIN][sample.id]["reply"] for sample in yardstick]
         used = {plan.identity["calibration"]: plan.calibration for plan in chosen.values() if plan.calibration}
         maps = {digest: {"model": one.model, "head_tables": one.head_tables()} for digest, one in used.items()}
         made |= {"seed": settings.seed}
@@ -226,11 +235,11 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _rows(benchmark: Benchmark, done: Done) -> list[Row]:
+def _rows(samples: Sequence[Sample], done: Done) -> list[Row]:
     """A batch as lines of its run's store; the heads are of all of it, so they stand in its first line."""
     seconds = done.seconds / len(done.numbers)
     rows: list[Row] = [
-        {"id": benchmark.samples[number].id, "reply": reply, "seconds": seconds}
+        {"id": samples[number].id, "reply": reply, "seconds": seconds}
         for number, reply in zip(done.numbers, done.replies, strict=True)
     ]
     if done.heads:

@@ -21,6 +21,12 @@ TIME = (
     f"{100 * NOISE:.0f} % of it apart."
 )
 
+EQUAL = (
+    "At equal recall: CHAIR_I minus what the first run's captions give when they are cut to the run's recall, or go on to it; "
+    "empty where they do not get there. At equal yes: accuracy minus the first run's, its log-odds shifted to the run's share "
+    "of yes."
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -104,7 +110,7 @@ def kind(change: Mapping[str, Any], key: str, benchmark: AnyBenchmark) -> str:
 def markdown(result: Mapping[str, Any], benchmark: AnyBenchmark) -> str:
     """The tables, the notes and where the numbers come from, as a Markdown page."""
     return (
-        f"# {benchmark.name}, {result['n']} samples\n\n{code(result['command'])}\n\n{legend(result)}\n\n"
+        f"# {benchmark.name}, {result['n']} samples\n\n{code(result['command'])}\n\n{legend(result, benchmark)}\n\n"
         + body(result, benchmark)
         + f"\n{made_with(result)}"
     )
@@ -129,7 +135,9 @@ def made_with(result: Mapping[str, Any]) -> str:
 
 def terminal(result: Mapping[str, Any], benchmark: AnyBenchmark) -> list[Any]:
     """The tables and notes for a terminal."""
-    shown: list[Any] = [rich(f"{benchmark.name}, {result['n']} samples", scores(result, benchmark), legend(result))]
+    shown: list[Any] = [
+        rich(f"{benchmark.name}, {result['n']} samples", scores(result, benchmark), legend(result, benchmark))
+    ]
     changes = differences(result, benchmark)
     if changes.rows:
         against = ", ".join(dict.fromkeys(entry["against"] for entry in result["runs"] if entry["against"]))
@@ -137,12 +145,12 @@ def terminal(result: Mapping[str, Any], benchmark: AnyBenchmark) -> list[Any]:
     return shown + [f"note: {note}" for note in result["notes"]]
 
 
-def legend(result: Mapping[str, Any]) -> str:
+def legend(result: Mapping[str, Any], benchmark: Scored) -> str:
     against = result["runs"][0]["name"]
     return (
         "Rates in percent, in brackets 95 % bootstrap intervals over images (questions, where there are none); "
         "differences are paired, in points. "
-        f"{TIME.format(against)}"
+        f"{TIME.format(against)}" + (f" {EQUAL}" if "equal" in benchmark.columns else "")
     )
 
 
