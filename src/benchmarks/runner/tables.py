@@ -145,7 +145,7 @@ def terminal(result: Mapping[str, Any], benchmark: AnyBenchmark) -> list[Any]:
     return shown + [f"note: {note}" for note in result["notes"]]
 
 
-def legend(result: Mapping[str, Any], benchmark: Scored) -> str:
+def legend(result: Mapping[str, Any], benchmark: AnyBenchmark) -> str:
     against = result["runs"][0]["name"]
     return (
         "Rates in percent, in brackets 95 % bootstrap intervals over images (questions, where there are none); "
