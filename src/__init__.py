@@ -12,7 +12,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .common.errors import CalibrationError, ConfigError, LayoutError, SightlineError, UnsupportedModelError
+    from .common.errors import (
+        CalibrationError,
+        CallError,
+        ConfigError,
+        LayoutError,
+        NoEffectWarning,
+        SightlineError,
+        UnsupportedModelError,
+    )
     from .plugin.attach import Plug, attach, unwrap, wrap
     from .plugin.branches.branch import Branch
     from .plugin.branches.decoder import Contrast, Decoder, register_decoder
@@ -47,6 +55,7 @@ __all__ = [
     "Branch",
     "Calibration",
     "CalibrationError",
+    "CallError",
     "Carving",
     "Config",
     "ConfigError",
@@ -62,6 +71,7 @@ __all__ = [
     "Mass",
     "Method",
     "ModelFacts",
+    "NoEffectWarning",
     "OutputProbe",
     "Plug",
     "Reweight",
@@ -100,8 +110,10 @@ _HOMES = {
     **dict.fromkeys(
         (
             "CalibrationError",
+            "CallError",
             "ConfigError",
             "LayoutError",
+            "NoEffectWarning",
             "SightlineError",
             "UnsupportedModelError",
         ),

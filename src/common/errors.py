@@ -37,6 +37,14 @@ class DataError(SightlineError):
     """A data file is missing, malformed, or does not belong to the others."""
 
 
+class CallError(SightlineError):
+    """A call of an attached model comes where it would change another one's answer, or could not be edited."""
+
+
+class NoEffectWarning(UserWarning):
+    """A method or a decoder that is attached changes nothing of a prompt, and why."""
+
+
 def shortened(text: str, limit: int) -> str:
     """A text of at most `limit` characters: a longer one loses its middle."""
     if len(text) <= limit:

@@ -40,7 +40,7 @@ from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.branches.pictures import redrawn
 from ..plugin.core.edits import Edit, Reweight, Rows, boosted
 from ..plugin.core.layout import Layout, Step
-from ..plugin.core.method import ModelFacts, Settings
+from ..plugin.core.method import ModelFacts, Settings, lacking
 from ..plugin.methods.secondary import Boostable, SkipSecondary
 
 
@@ -130,6 +130,9 @@ class CGVLMContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         return base
+
+    def idle(self) -> dict[int, str]:
+        return lacking(self.layout.query.any(-1), "it has no question token behind the image to leave out")
 
     def report(self) -> dict[str, Any]:
         """spread: D of the last row [B]; opened: how many rows of the answer were boosted [B]."""

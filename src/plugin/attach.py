@@ -19,9 +19,10 @@ from .core.host import Host, host_of
 from .core.layout import QueryFinder, TurnFinder
 from .core.method import Marks, Method, ModelFacts, TextTools
 from .core.registry import METHODS
+from .core.wrappers import inner_model
 from .methods.emphasis import Emphasised
 from .reading.runner import Runner
-from .reading.strategies import Contrasted, Reading
+from .reading.strategies import Reading
 from .tracing.trace import Tracer, TraceSettings
 from .tracing.words import Tagger, content_words, spacy_tagger
 
@@ -49,15 +50,13 @@ class Plug:
         self._host.remove(self)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """What each method and the decoder decided for the last prompt batch, by method name; empty before the first."""
+        """What each method and the decoder did for the last prompt batch, by name; empty before the first.
+
+        `acted`: whether it changed anything. `idle`: why it could do nothing for a batch row, by row, where it could not.
+        The rest is what it decided.
+        """
         reading = self._runner.reading
-        if reading is None:
-            return {}
-        sessions = zip(self._runner.methods, reading.prompt.sessions, strict=True)
-        reports = {name: session.report() for name, session in sessions}
-        if isinstance(reading, Contrasted) and self._runner.decoder is not None:
-            reports[self._runner.decoder.name] = reading.contrast.report()
-        return reports
+        return {} if reading is None else self._runner.effects.report(reading)
 
     @property
     def trace(self) -> list[dict[str, Any]]:
@@ -144,7 +143,8 @@ def attach(
     """Put a configuration to work on a model, for a `with` block or until `detach`.
 
     Args:
-        model: any AutoModelForImageTextToText or AutoModelForCausalLM of a family with an adapter, loaded with sdpa (or
+        model: any AutoModelForImageTextToText or AutoModelForCausalLM of a family with an adapter, or a wrapper of one
+            (peft, torch.compile, DistributedDataParallel), loaded with sdpa (or
             eager, which runs on sdpa while attached). Its weights are not changed. It may be quantised, spread over devices
             (`device_map`), or over processes by transformers' tensor parallel plan; then every process attaches the same.
         config: the name of a method or a decoder, a path to a YAML file, a dict of that shape, or a `Config`.
@@ -161,7 +161,8 @@ def attach(
         tagger: content words for `words: content`, a function from text to character spans; default spaCy if installed.
 
     Attachments nest: the innermost is in force (an empty config inside another means the plain model), and leaving it
-    brings the outer one back. One thread at a time may run a given model. While anything is attached, `model.config` is
+    brings the outer one back. Calls of one model queue: threads may share it, one at a time runs, and `detach` waits for
+    the calls that came before it. While anything is attached, `model.config` is
     a private copy: what is changed in it is gone afterwards.
 
     Raises ConfigError, CalibrationError or UnsupportedModelError; the model is then as it was.
@@ -169,6 +170,7 @@ def attach(
     parsed = Config.load(config)
     host = host_of(model)
     chosen = calibration if calibration is not None else parsed.calibration
+    model = host.model
     found = Calibration.load(chosen, model) if chosen is not None else find_shipped(model)
 
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -191,25 +193,27 @@ def attach(
 def observe(model: Any, make: Callable[[ModelFacts], dict[str, Method]], *, processor: Any = None) -> Plug:
     """Attach methods that are in no registry, made from the model's facts: for profiling runs, which bring probes."""
     host = host_of(model)
-    query = TurnFinder(processor, host.family.image_ids(model.config)) if processor is not None else None
-    plug = Plug(host, Config(), Runner(host, make(host.facts(None)), None, query))
+    query = TurnFinder(processor, host.family.image_ids(host.model.config)) if processor is not None else None
+    runner = Runner(host, make(host.facts(None)), None, query)
+    runner.effects.quiet = True  # they only look
+    plug = Plug(host, Config(), runner)
     host.add(plug)
     return plug
 
 
 def wrap(model: Any, config: Config | Mapping[str, Any] | str | Path, **options: Any) -> Any:
     """`attach`, kept on: returns the same model. A second `wrap` replaces the first. Options as for `attach`."""
-    plug = attach(model, config, **options)
-    previous = model.__dict__.get(WRAPPED)
+    plug, inner = attach(model, config, **options), inner_model(model)
+    previous = inner.__dict__.get(WRAPPED)
     if previous is not None:
         previous.detach()
-    model.__dict__[WRAPPED] = plug
+    inner.__dict__[WRAPPED] = plug
     return model
 
 
 def unwrap(model: Any) -> Any:
     """Undo `wrap` exactly and return the model; a model that is not wrapped is returned as it is."""
-    plug = model.__dict__.pop(WRAPPED, None)
+    plug = inner_model(model).__dict__.pop(WRAPPED, None)
     if plug is not None:
         plug.detach()
     return model

@@ -56,6 +56,10 @@ class Contrast:
         """The scores [B, T, V] that the caller gets for logits, from the float32 logits of the model and the copy."""
         raise NotImplementedError
 
+    def idle(self) -> dict[int, str]:
+        """Why the decoder can do nothing for a batch row, by row; empty where it acts on all."""
+        return {}
+
     def report(self) -> dict[str, Any]:
         """What the decoder decided for this prompt, for reports."""
         return {}

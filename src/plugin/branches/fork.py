@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from ..core import compat
 from ..core.attention import LayerPlan, Stage
 from ..core.compat import CACHE
-from ..core.edits import Edit, InputProbe, OutputProbe, WeightProbe
+from ..core.edits import PROBES, Edit
 from ..core.layout import Layout, Step
 from ..core.shards import Shard
 from .branch import Branch, Edits
 from .cache import BranchCache, below
 from .positions import Positions
 from .rider import ExtraPosition, ExtraRows, Rider
-
-PROBES = (InputProbe, WeightProbe, OutputProbe)
 
 
 class Fork:
@@ -39,6 +37,12 @@ class Fork:
         self.cache = BranchCache(layout.valid, layout.length - (branch.prompt == "shared"))
         self._carried = carried
         self._decode_plan: dict[int, LayerPlan | None] = {}
+
+    def resume(self, earlier: Fork) -> None:
+        """Go on from the branch of the turn before, if its rows read what the model's do: what it read stays read."""
+        if self.branch.prompt == "beside":
+            self.cache = earlier.cache
+            self.cache.settle(self.layout.valid, self.layout.turn)
 
     def rides_in(self, step: Step) -> bool:
         """Whether its rows are part of this pass of the model."""

@@ -197,7 +197,8 @@ class Rider:
         start = fork.cache.length - held
         case = held, behind, window, query.device
         if case not in self._masks:
-            self._masks[case] = fork.cache.visible(held, behind, count, window, query.device)
+            seen = fork.cache.visible(held, behind, count, window, query.device)
+            self._masks[case] = self._seen(seen, mask, held + behind)
         call = Call(
             query=query if plan is None else edit_queries(plan, query, getattr(module, "scaling", scale) / scale),
             pieces=(prompt, grown),
@@ -207,6 +208,10 @@ class Rider:
             keys=slice(start, max(start, fork.layout.length)) if fork.branch.carries else slice(0, 0),
         )
         return explicit_attention(plan or LayerPlan(), call)
+
+    def _seen(self, seen: Tensor | None, mask: Tensor | None, total: int) -> Tensor | None:
+        """Which of its `total` keys the branch's rows see: `seen`, where the order of the tokens says it."""
+        return seen
 
 
 class ExtraPosition(Rider):
@@ -254,6 +259,13 @@ class ExtraRows(Rider):
 
     def model_part(self, hidden: Tensor) -> Tensor:
         return hidden[: self.fork.layout.batch]
+
+    def _seen(self, seen: Tensor | None, mask: Tensor | None, total: int) -> Tensor | None:
+        """Behind a prompt that it reads beside the model it sees what the model does, image tokens both ways included."""
+        if self.fork.branch.prompt != "beside" or not self.step.reading or seen is None or mask is None:
+            return seen
+        mask = mask if mask.dtype == torch.bool else mask == 0
+        return nn.functional.pad(mask[..., :total], (max(0, total - mask.shape[-1]), 0))
 
     def _over_image(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         states = kwargs.get(STATES)

@@ -112,6 +112,7 @@ class Stage:
     prompt: int = 0  # number of prompt positions, padding included
     rider: Rider | None = None
     shard: Shard | None = None  # which heads this process computes; None: all
+    visited: set[int] = field(default_factory=set)  # the layers whose attention has run in this pass
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Call:
     pieces: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
     scale: float
-    causal: bool  # without a mask, row i of the pass sees keys up to i
+    causal: bool  # without a mask, row i of the pass sees the keys before it, and its own
     keys: slice  # the prompt positions that the first keys stand for
 
     def logits(self, first: int, last: int) -> Tensor:
@@ -142,7 +143,8 @@ class Call:
                 return logits + mask
             visible = mask
         elif self.causal:
-            rows = torch.arange(first, last, device=logits.device)
+            ahead = logits.shape[-1] - self.query.shape[2]  # keys of earlier turns
+            rows = torch.arange(first, last, device=logits.device) + ahead
             visible = torch.arange(logits.shape[-1], device=logits.device) <= rows[:, None]
         else:
             return logits
@@ -174,6 +176,8 @@ def attention(
     """sdpa with the edits of `module`'s layer. Shapes as in `Call`; returns the head outputs [B, q, H, d] and None."""
     stage: Stage | None = module.__dict__.get(SLOT)
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if stage is not None:
+        stage.visited.add(layer)
     if stage is not None and stage.rider is not None and stage.rider.rides(layer):
         return stage.rider.attend(stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
     plan = stage.plan.get(layer) if stage is not None else None

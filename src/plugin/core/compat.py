@@ -22,7 +22,7 @@ VERSION: str = transformers.__version__
 MEND = f"install transformers>={OLDEST},<={NEWEST}"
 
 try:
-    from transformers import AttentionInterface, LlamaForCausalLM, QuantizedCache
+    from transformers import AttentionInterface, LlamaForCausalLM, PreTrainedModel, QuantizedCache
     from transformers.cache_utils import Cache, DynamicCache
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -39,6 +39,7 @@ CACHE: str = next(
 )
 ENCODED = "mm_encoder_outputs"  # pictures that `generate` has already put through the vision tower, since 5.18
 ROPE_OFFSETS = "rope_deltas"  # what Qwen's models note of a prompt's positions, on themselves
+GENERATE_BEGINS = "_prepare_generation_config"  # what every `generate` calls on its model first
 SDPA = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias")
 
 
@@ -111,7 +112,22 @@ def set_attention_name(config: Any, name: str) -> None:
     config._attn_implementation_internal = name
 
 
+def attention_switches(model: nn.Module, decoder: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The calls that run the decoder with another attention: modules, and the name of their call."""
+    for module in model.modules():
+        if hasattr(module, "set_attn_implementation") and any(part is decoder for part in module.modules()):
+            yield module, "set_attn_implementation"
+    for name in ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
+        if hasattr(model, name):
+            yield model, name
+
+
 # ---- how a model was loaded ------------------------------------------------------------------------------------------
+
+
+def is_model(model: Any) -> bool:
+    """Whether it is a model of transformers, and no wrapper of one."""
+    return isinstance(model, PreTrainedModel)
 
 
 def brings_weights(model: nn.Module) -> bool:
@@ -221,6 +237,11 @@ def cut_graph(cache: Any) -> None:
             kept = getattr(layer, name, None)
             if isinstance(kept, Tensor) and kept.requires_grad:
                 setattr(layer, name, kept.detach())
+
+
+def grows_by_copies(cache: Any) -> bool:
+    """Whether what is added to a cache can be taken back (`cache_undone`)."""
+    return isinstance(cache, DynamicCache)
 
 
 @contextmanager

@@ -174,6 +174,7 @@ class OutputProbe:
     see: Callable[[Tensor], None]
 
 
+PROBES = (InputProbe, WeightProbe, OutputProbe)
 Edit = Gain | Bias | Mass | Reweight | Shift | Disperse | Add | Input | InputProbe | WeightProbe | OutputProbe
 
 

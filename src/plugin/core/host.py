@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ...common.errors import LayoutError, SightlineError, UnsupportedModelError
+from ...common.errors import CallError, SightlineError
 from ..calibration.files import Calibration, model_name
 from . import compat
 from .attention import IMPLEMENTATION, SLOT, Plan, Stage, attention
@@ -24,7 +24,10 @@ from .edits import Input, InputProbe
 from .families import Family, find_family
 from .graph import obstacle
 from .method import NO_MARKS, NO_TEXT, Marks, ModelFacts, TextTools
+from .queue import queue_of
+from .refusals import check_carried, check_generate, check_loading, check_pass, refusing
 from .shards import find_shard
+from .wrappers import inner_model
 
 HOST = "_sightline_host"  # attribute of an attached model
 
@@ -60,11 +63,13 @@ class Host:
 
     def __init__(self, model: nn.Module):
         self.family: Family = find_family(model)
-        _check_loading(model)
+        check_loading(model)
         compat.register_attention(IMPLEMENTATION, attention)
         self.model = model
         self.plugs: list[Attachment] = []
+        self.queue = queue_of(model)
         self.told: dict[str, Any] = {}  # what a model with another generator inside was called with
+        self.prompts: int | None = None  # how many the `generate` under way has read; None outside
         self.decoder = self.family.decoder(model)
         self.layers = self.family.layers(model)
         compat.check_calls(self.family.generator(model), self.decoder, self.layers)
@@ -110,16 +115,21 @@ class Host:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def add(self, plug: Attachment) -> None:
-        if not self.plugs:
-            try:
-                self._install()
-            except BaseException:
-                self._undo.close()
-                raise
-        self.plugs.append(plug)
+        """Put an attachment in force, when the calls that came before are over."""
+        with self.queue.between("attach"):
+            if not self.plugs:
+                try:
+                    self._install()
+                except BaseException:
+                    self._undo.close()
+                    raise
+            self.plugs.append(plug)
 
     def remove(self, plug: Attachment) -> None:
-        if plug in self.plugs:
+        """End an attachment, when the calls that came before are over."""
+        if plug not in self.plugs:
+            return
+        with self.queue.between("detach"):
             self.plugs.remove(plug)
             if not self.plugs:
                 self._undo.close()
@@ -142,9 +152,15 @@ class Host:
             for name in ("forward", "generate"):
                 if hasattr(self.model, name):
                     self.override(self.model, name, self._telling(getattr(self.model, name)))
-        self.override(generator, "forward", self._wrapped_forward(generator.forward))
+        # A compiled caller must not bake one prompt's plan into its graph.
+        self.override(generator, "forward", torch.compiler.disable(self._wrapped_forward(generator.forward)))
         if hasattr(generator, "generate"):
             self.override(generator, "generate", self._wrapped_generate(generator))
+        if hasattr(generator, compat.GENERATE_BEGINS):
+            begins = getattr(generator, compat.GENERATE_BEGINS)
+            self.override(generator, compat.GENERATE_BEGINS, self._begun_here(begins))
+        for module, name in [*compat.attention_switches(self.model, self.decoder)]:
+            self.override(module, name, refusing(name))
 
     def override(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an instance attribute until the last attachment leaves; what was there is brought back."""
@@ -160,13 +176,17 @@ class Host:
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            kwargs, run = compat.renamed(named(args, kwargs)), original
-            embeds = kwargs.get("inputs_embeds")
-            if embeds is not None and kwargs.get("input_ids") is None and self.told.get("input_ids") is not None:
-                kwargs = {**kwargs, **self._told_for(embeds)}
-                run = self._handing(original, kwargs)
-            with compat.image_count_named():
-                return self.plugs[-1].forward(run, kwargs)
+            with self.queue.turn():
+                if not self.plugs:  # the last one left while the call waited
+                    return original(*args, **kwargs)
+                kwargs, run = compat.renamed(named(args, kwargs)), original
+                check_pass(kwargs, self.text_config)
+                embeds = kwargs.get("inputs_embeds")
+                if embeds is not None and kwargs.get("input_ids") is None and self.told.get("input_ids") is not None:
+                    kwargs = {**kwargs, **self._told_for(embeds)}
+                    run = self._handing(original, kwargs)
+                with compat.image_count_named():
+                    return self.plugs[-1].forward(run, kwargs)
 
         return forward
 
@@ -175,18 +195,58 @@ class Host:
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-            default = getattr(generator, "generation_config", None)
-            if self.told:
-                self.told["input_ids"] = ids
-            if self.plugs[-1].active:
-                _check_generate(ids, kwargs, default)
+            with self.queue.turn():
+                if not self.plugs or not self.plugs[-1].active:
+                    return original(*args, **kwargs)
+                ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+                default = getattr(generator, "generation_config", None)
+                if self.told:
+                    self.told["input_ids"] = ids
+                check_generate(ids, kwargs, default)
                 # Compiling would bake one prompt's plan into the graph.
                 kwargs.setdefault("disable_compile", True)
-            with compat.image_count_named(), self.plugs[-1].generating(ids, kwargs):
-                return self.plugs[-1].generate(original, args, kwargs, default)
+                with self._answering(), compat.image_count_named(), self.plugs[-1].generating(ids, kwargs):
+                    return self.plugs[-1].generate(original, args, kwargs, default)
 
         return generate
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Around a `generate` with edits. Raises CallError inside another one."""
+        if self.prompts is not None:
+            raise CallError(
+                "generate was called inside a generate of the same model (from a streamer, a logits processor, a hook),"
+                " whose answer it would change: call it when the answer has come"
+            )
+        self.prompts = 0
+        try:
+            yield
+        finally:
+            self.prompts = None
+
+    def opens_prompt(self) -> None:
+        """A prompt is about to be read. Raises CallError where it is not that of the `generate` under way."""
+        if self.prompts:
+            raise CallError(
+                "the model was called with a new prompt inside a generate of it (from a streamer, a logits processor, a"
+                " hook), whose answer that would change: call it when the answer has come"
+            )
+        if self.prompts is not None:
+            self.prompts += 1
+
+    def _begun_here(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What `generate` calls first: one that was taken from the model before `attach` goes round the checks."""
+
+        @functools.wraps(original)
+        def begin(*args: Any, **kwargs: Any) -> Any:
+            if self.prompts is None and self.plugs and self.plugs[-1].active:
+                raise CallError(
+                    "this generate was taken from the model before attach, so that nothing of the call is checked: take"
+                    " model.generate again while the model is attached"
+                )
+            return original(*args, **kwargs)
+
+        return begin
 
     def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A call of a model that hands its prompt to a generator inside, noted for that one's passes."""
@@ -194,12 +254,13 @@ class Host:
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            before, self.told = self.told, named(args, kwargs)
-            try:
-                with compat.image_count_named():
-                    return original(*args, **kwargs)
-            finally:
-                self.told = before
+            with self.queue.turn():
+                before, self.told = self.told, named(args, kwargs)
+                try:
+                    with compat.image_count_named():
+                        return original(*args, **kwargs)
+                finally:
+                    self.told = before
 
         return call
 
@@ -224,7 +285,7 @@ class Host:
         """Carry out `plan` in the forward pass inside; `start` and `prompt` as in `Stage`."""
         stage = self.stage
         stage.plan = {layer: edits.on(stage.shard) for layer, edits in plan.items() if layer not in self.across}
-        stage.start, stage.prompt = start, prompt
+        stage.start, stage.prompt, stage.visited = start, prompt, set()
         with ExitStack() as hooks:
             for index, layer in enumerate(self.layers):
                 for edit in plan[index].inputs if index in plan else ():
@@ -232,23 +293,9 @@ class Host:
                     hooks.callback(handle.remove)
             try:
                 yield
+                check_carried(stage.plan, stage.visited)
             finally:
                 stage.plan = {}
-
-
-def _check_loading(model: nn.Module) -> None:
-    """Refuse a model that is not in memory, or whose attention was loaded with a kernel that takes no edits."""
-    if not compat.brings_weights(model) and any(p.is_meta for p in model.parameters()):
-        raise UnsupportedModelError(
-            "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"
-        )
-    text = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    implementation = compat.attention_name(text)
-    if implementation not in ("sdpa", "eager", IMPLEMENTATION, None):
-        raise UnsupportedModelError(
-            f"the text decoder runs attention as '{implementation}', which takes no edits: load the model with"
-            " attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')"
-        )
 
 
 def _named(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
@@ -259,29 +306,6 @@ def _named(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str,
         return {**signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
 
     return named
-
-
-def _check_generate(given: Any, kwargs: Mapping[str, Any], default: Any) -> None:
-    """Refuse the modes of `generate` that read the prompt in a way the layout cannot follow."""
-    if isinstance(given, Tensor) and given.shape[0] == 0:
-        raise LayoutError("the prompt batch is empty: pass at least one row")
-    generation = kwargs.get("generation_config") or default
-    for name, bad, mend in (
-        ("use_cache", lambda value: value is False, "leave use_cache on"),
-        ("prefill_chunk_size", lambda value: value is not None, "read the prompt in one piece"),
-        ("assistant_model", lambda value: value is not None, "generate without an assistant"),
-        ("assistant_early_exit", lambda value: value is not None, "generate without an assistant"),
-        ("prompt_lookup_num_tokens", lambda value: value is not None, "generate without prompt lookup"),
-        (
-            "guidance_scale",
-            lambda value: value not in (None, 1),
-            "its second prompt would replace the first one's edits",
-        ),
-    ):
-        value = kwargs.get(name, getattr(generation, name, None))
-        if bad(value):
-            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
-            raise UnsupportedModelError(f"generate({name}={shown}) cannot be combined with attention edits: {mend}")
 
 
 def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
@@ -297,5 +321,6 @@ def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...
 
 
 def host_of(model: Any) -> Host:
-    """The model's host, a new one if nothing is attached to it."""
-    return getattr(model, HOST, None) or Host(model)
+    """The model's host, a new one if nothing is attached to it. A wrapper's is that of the model inside."""
+    model = inner_model(model)
+    return model.__dict__.get(HOST) or Host(model)

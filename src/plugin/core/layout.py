@@ -22,13 +22,15 @@ class Layout:
     """The tokens of one prompt batch. B rows, n positions (padding included).
 
     ids: token ids [B, n]. valid: not padding. image: image (or video) tokens. query: the user's question, the last
-    token of the prompt never among them, because it is the one that begins to answer.
+    token of the prompt never among them, because it is the one that begins to answer. turn: where the last turn of a
+    conversation begins; what lies before was read earlier.
     """
 
     ids: Tensor
     valid: Tensor
     image: Tensor
     query: Tensor
+    turn: int = 0
 
     @property
     def batch(self) -> int:
@@ -64,6 +66,11 @@ class Layout:
         positions = torch.arange(self.length, device=self.ids.device)
         behind = positions > _last(self.image)[:, None]
         return behind & self.valid & self.image.any(-1, keepdim=True)
+
+    @cached_property
+    def unread(self) -> Step:
+        """The pass that reads what has not been read yet: the whole prompt, or its last turn."""
+        return Step(self, self.turn, self.length - self.turn)
 
     def text_only(self) -> tuple[Tensor, Tensor]:
         """The prompt without its image tokens, left-padded anew: ids and attention mask [B, longest text]."""
@@ -152,10 +159,12 @@ class TurnFinder:
         return start, stop
 
 
-def read_layout(ids: Tensor, attention_mask: Any, image_ids: frozenset[int], query: QueryFinder | None) -> Layout:
+def read_layout(
+    ids: Tensor, attention_mask: Any, image_ids: frozenset[int], query: QueryFinder | None, turn: int = 0
+) -> Layout:
     """Layout of a prompt. `attention_mask` as the model's forward takes it: [B, n], [B, 1, n, K], a dict of these, None.
 
-    `query` None takes every text token behind the last image. Raises LayoutError for an empty batch, or for a mask or a
+    `query` None takes every text token behind the last image, of a further turn (from position `turn` on) those of the turn. Raises LayoutError for an empty batch, or for a mask or a
     query mask whose shape does not fit.
     """
     if ids.ndim != 2 or 0 in ids.shape:
@@ -179,8 +188,9 @@ def read_layout(ids: Tensor, attention_mask: Any, image_ids: frozenset[int], que
             raise LayoutError(f"the query mask has shape {list(asked.shape)} but input_ids {list(ids.shape)}")
     else:
         asked = torch.where(image.any(-1, keepdim=True), layout.after_image, valid)
+        asked = asked & (torch.arange(layout.length, device=ids.device) >= turn)
     before_last = torch.arange(layout.length, device=ids.device) < layout.last[:, None]
-    return Layout(ids=ids, valid=valid, image=image, query=asked & valid & ~image & before_last)
+    return Layout(ids=ids, valid=valid, image=image, query=asked & valid & ~image & before_last, turn=turn)
 
 
 def _valid(ids: Tensor, mask: Any) -> Tensor:
@@ -190,6 +200,9 @@ def _valid(ids: Tensor, mask: Any) -> Tensor:
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     batch, length = ids.shape
+    if mask.ndim == 4 and mask.shape[0] == batch and mask.shape[2] < length <= mask.shape[3]:  # of a further turn
+        seen = mask[:, 0, -1, :length]
+        return seen if seen.dtype == torch.bool else seen == 0
     if mask.ndim == 4 and mask.shape[0] == batch and min(mask.shape[2:]) >= length:
         diagonal = mask[:, 0].diagonal(dim1=1, dim2=2)[:, :length]
         return diagonal if diagonal.dtype == torch.bool else diagonal == 0

@@ -166,9 +166,21 @@ class Session:
     #: `edits` must see the last prompt row in the same pass as the other rows (VHR's choice of heads).
     whole_prompt: bool = False
 
+    def resume(self, earlier: Any) -> None:
+        """Take over what the session of the turn before knows of the part that is not read again."""
+
+    def idle(self) -> dict[int, str]:
+        """Why the method can do nothing for a batch row, by row; empty where it acts on all."""
+        return {}
+
     def report(self) -> dict[str, Any]:
         """What the method decided for this prompt, for reports."""
         return {}
+
+
+def lacking(there: Tensor, reason: str) -> dict[int, str]:
+    """The reason for each batch row that lacks something: `there` [B] says which have it."""
+    return dict.fromkeys((~there).nonzero().flatten().tolist(), reason)
 
 
 class Registered:

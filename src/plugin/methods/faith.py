@@ -28,7 +28,7 @@ from ..branches.heads import masks, random_heads
 from ..calibration.sections import PremiseHeads
 from ..core.edits import Edit, Gain
 from ..core.layout import Layout, Step
-from ..core.method import FixedGains, Method, ModelFacts, Session
+from ..core.method import FixedGains, Method, ModelFacts, Session, lacking
 from ..core.registry import register
 from .emphasis import Emphasis, EmphasisSettings
 
@@ -107,6 +107,11 @@ class FAITHSession(Session):
         if rows is None and self.rows is not None:
             return {}
         return {layer: [Gain(factor, rows)] for layer, factor in self.method.factors.items()}
+
+    def idle(self) -> dict[int, str]:
+        if self.rows is None:
+            return {}
+        return lacking(self.rows.any(-1), "it has no row that the settings name, such as one before a question mark")
 
     def report(self) -> dict[str, Any]:
         """heads: the silent (layer, query head) pairs. rows: in how many rows of the prompt, per batch row."""

@@ -31,7 +31,7 @@ from ...common.errors import ConfigError
 from ..calibration.files import Gaze
 from ..core.edits import Edit, Mass, WeightProbe
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.method import Method, ModelFacts, Session, Settings, lacking
 from ..core.registry import register
 from .secondary import Boostable, SkipSecondary
 
@@ -87,6 +87,9 @@ class GIFTSession(Session):
         self.gaze: Tensor | None = None  # the map s [B, n]
         self.groups: dict[int | None, tuple[Tensor, Tensor]] = {}  # by layer; None: layers without secondary sinks
         self.boostable = Boostable(layout, method.facts, method.enhanced_layers, method.settings.skip_secondary)
+
+    def resume(self, earlier: GIFTSession) -> None:
+        self.boostable.resume(earlier.boostable)
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         edits, rows = self.boostable.probes(step), None
@@ -146,6 +149,9 @@ class GIFTSession(Session):
 
     def _rule(self, masses: Tensor) -> Tensor:
         return enhance(masses, self.method.kept_heads, self.method.settings.beta)
+
+    def idle(self) -> dict[int, str]:
+        return lacking(self.words.any(-1), "it has no question token behind the image")
 
     def report(self) -> dict[str, Any]:
         """saliency: [B][n], the map over the prompt's tokens."""

@@ -60,6 +60,9 @@ class PAISession(Session):
         self.method, self.layout = method, layout
         self.boostable = Boostable(layout, method.facts, method.layers, method.settings.skip_secondary)
 
+    def resume(self, earlier: PAISession) -> None:
+        self.boostable.resume(earlier.boostable)
+
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         edits, rows = self.boostable.probes(step), None
         if step.reading:

@@ -89,7 +89,12 @@ class PAINTSession(Session):
     def __init__(self, method: PAINT, layout: Layout):
         self.method, self.layout = method, layout
         self.share: Tensor | None = None  # what of |e| each prompt token gains [B, n]
+        self.earlier: Tensor | None = None  # the same of the turns before
         self.boostable = Boostable(layout, method.facts, method.layers, method.settings.skip_secondary)
+
+    def resume(self, earlier: PAINTSession) -> None:
+        self.boostable.resume(earlier.boostable)
+        self.earlier = earlier.share
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         edits, rows = self.boostable.probes(step), None
@@ -103,15 +108,23 @@ class PAINTSession(Session):
 
     def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
         if self.share is None:  # only now has the tower run, where the model is called outside `generate`
-            first, late = self.method.watch.seen()
-            settings = self.method.settings
-            local, summary = local_tokens(first, settings.ratio), summary_tokens(late)
-            share = torch.where(summary, settings.beta, torch.where(local, settings.alpha, 0.0))
-            self.share = on_prompt(share, self.layout)
+            self.share = self._shares()
         share = self.share[:, keys].to(logits)[:, None, None]
         image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
         bonus = share * logits[..., : share.shape[-1]].abs()
         return boosted(weights, bonus, image & self.method.guard.within(logits, self.layout, keys))
+
+    def _shares(self) -> Tensor:
+        """What the pictures of this turn ask for, behind what those before did."""
+        earlier = self.layout.ids.new_zeros(self.layout.batch, 0).float() if self.earlier is None else self.earlier
+        new = self.layout.image[:, earlier.shape[1] :]
+        share = torch.zeros_like(new, dtype=torch.float32)
+        if bool(new.any()):
+            first, late = self.method.watch.seen()
+            settings = self.method.settings
+            local, summary = local_tokens(first, settings.ratio), summary_tokens(late)
+            share = on_prompt(torch.where(summary, settings.beta, torch.where(local, settings.alpha, 0.0)), new)
+        return torch.cat([earlier.to(share.device), share], dim=1)
 
     def report(self) -> dict[str, Any]:
         """boosted: number of image tokens per row whose logits are raised, secondary sinks among them."""
@@ -170,12 +183,12 @@ def summary_tokens(attention: Tensor) -> Tensor:
     return attention > (high + 1.5 * (high - low))[:, None]
 
 
-def on_prompt(values: Tensor, layout: Layout) -> Tensor:
-    """Values [pictures, patches] at the image tokens [B, n]. Beams and several answers repeat rows, not pictures."""
-    places = layout.image.to(values.device)
+def on_prompt(values: Tensor, image: Tensor) -> Tensor:
+    """Values [pictures, patches] at the image tokens [B, n] that `image` marks. Beams and several answers repeat rows, not pictures."""
+    places = image.to(values.device)
     total = int(places.sum())
     copies, odd = divmod(total, values.numel())
-    if odd or not copies or layout.batch % copies:
+    if odd or not copies or len(places) % copies:
         raise LayoutError(
             f"paint: {len(values)} pictures of {values.shape[1]} patches were encoded for {total} image tokens: build the"
             " prompt with this model's processor and pass its whole output"

@@ -22,7 +22,7 @@ from pydantic import Field
 from ..branches.heads import best_heads, masks
 from ..core.edits import Bias, Edit
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session
+from ..core.method import Method, ModelFacts, Session, lacking
 from ..core.registry import register
 from .emphasis import Emphasis, EmphasisSettings
 
@@ -73,6 +73,9 @@ class PASTASession(Session):
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         return self.plan
+
+    def idle(self) -> dict[int, str]:
+        return lacking(self.span.any(-1), "nothing of it is emphasised")
 
     def report(self) -> dict[str, Any]:
         """emphasised: number of emphasised tokens per row."""

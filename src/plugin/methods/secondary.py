@@ -48,6 +48,13 @@ class Boostable:
         self._state: dict[int, Tensor] = {}  # the first token's [B, hidden], by layer
         self._masks: dict[int, Tensor] = {}
 
+    def resume(self, earlier: Boostable) -> None:
+        """Take over what was found in the part of a conversation that is not read again."""
+        self._state = dict(earlier._state)
+        for layer, mask in earlier._masks.items():
+            image = self.layout.image.to(mask.device)
+            self._masks[layer] = torch.cat([mask, image[:, mask.shape[1] :]], dim=1)
+
     def __getitem__(self, layer: int) -> Tensor:
         """The image tokens [B, n] that may be raised in a layer."""
         return self._masks.get(layer, self.layout.image)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ...common.errors import LayoutError
 from ..core.edits import NO_MASS, Edit, Mass, move
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session
+from ..core.method import Method, ModelFacts, Session, lacking
 from ..core.registry import register
 from .emphasis import Emphasis, EmphasisSettings
 
@@ -82,6 +82,9 @@ class SpotlightSession(Session):
             return raised(masses, valid, self.method.settings)
 
         return rule
+
+    def idle(self) -> dict[int, str]:
+        return lacking(self.span.any(-1), "nothing of it is emphasised")
 
     def report(self) -> dict[str, Any]:
         """emphasised: number of emphasised tokens per row."""

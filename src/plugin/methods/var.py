@@ -16,6 +16,8 @@ The paper skips the last layer; the release means to and does not: `last_layer` 
 Rows: the release edits prompt rows behind the image and every decode row; `rows: text` is the paper's "all text tokens".
 Faults of the release that are not here: sinks kept from an earlier sample, 7B dimensions used for 13B, batch size 1.
 An independent rerun of the published configuration found no gain on MME (the repository's issue 9).
+In a further turn of a conversation the sinks are those of earlier turns as these found them, and the turn's own; tokens of
+earlier answers are none.
 Ours: secondary sinks are in V and get nothing, where the calibration lists them (`secondary.py`).
 """
 
@@ -32,7 +34,7 @@ from ...common.errors import CalibrationError
 from ..calibration.files import Sink
 from ..core.edits import Edit, InputProbe, Mass, Rows
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.method import Method, ModelFacts, Session, Settings, lacking
 from ..core.registry import register
 from .secondary import Boostable, SkipSecondary
 
@@ -92,6 +94,12 @@ class VARSession(Session):
         self.images = layout.image.sum(-1).float()
         self.rows = layout.after_image if method.settings.rows == "after_image" else layout.valid & ~layout.image
 
+    def resume(self, earlier: VARSession) -> None:
+        self.boostable.resume(earlier.boostable)
+        for layer, sinks in earlier.sinks.items():
+            behind = sinks.new_zeros(len(sinks), self.layout.length - sinks.shape[1])
+            self.sinks[layer] = torch.cat([sinks, behind], dim=1)
+
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         if not step.reading:
             # A layer whose prompt has no visual sink changes nothing and stays on the fused kernel.
@@ -126,6 +134,12 @@ class VARSession(Session):
             raised = self.boostable[layer]
             groups[2:] = [groups[2] & raised, groups[2] & ~raised]
         self.groups[layer] = torch.stack(groups, dim=-1).float()
+
+    def idle(self) -> dict[int, str]:
+        if not self.groups:
+            return {}
+        sinks = torch.stack([groups[..., 0].any(-1).cpu() for groups in self.groups.values()])
+        return lacking(sinks.any(0), "none of its image tokens is a sink in any layer")
 
     def report(self) -> dict[str, Any]:
         """visual_sinks, text_sinks: mean number per batch row, by layer."""

@@ -8,11 +8,14 @@ back edit nothing of the last row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
+from ...common.errors import LayoutError
 from ..branches.positions import Positions
+from ..core import compat
 from ..core.attention import merge
 from ..core.compat import CACHE, ENCODED
 from ..core.families import Family
@@ -41,9 +44,17 @@ class Rehearsed(Whole):
 
     def read(self, run: Pass, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
         layout, sessions = self.prompt.layout, self.prompt.sessions
-        plans = [session.edits(Step(layout, 0, layout.length - session.hold_back)) for session in sessions]
-        unkept = {"attention_mask": layout.valid.long(), "use_cache": False, CACHE: None, "labels": None}
-        with self.host.staged(merge([*plans, *self.watched(step)]), 0, layout.length):
+        steps = [Step(layout, step.start, step.count - session.hold_back) for session in sessions]
+        plans = [session.edits(part) for session, part in zip(sessions, steps, strict=True)]
+        cache = kwargs.get(CACHE) if step.start else None  # what the turns before have left
+        unkept = {"attention_mask": layout.valid.long(), "use_cache": cache is not None, CACHE: cache, "labels": None}
+        if cache is not None and not compat.grows_by_copies(cache):
+            raise LayoutError(
+                f"a method must see a further turn before it is read, which a {type(cache).__name__} cannot take back: use"
+                " the default cache, or pass the whole conversation without past_key_values"
+            )
+        undone = nullcontext() if cache is None else compat.cache_undone(cache)
+        with self.host.staged(merge([*plans, *self.watched(step)]), step.start, layout.length), undone:
             original(**{**kwargs, **unkept})
         return self.then.read(run, original, kwargs, step)
 
@@ -56,7 +67,7 @@ class LastApart(Whole):
 
     def read(self, run: Pass, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
         count, layout = step.count, step.layout
-        first, last = _split(kwargs, count, self.host.family)
+        first, last = _split(kwargs, self.host.family)
         seen = layout.valid.long()  # the model prepares what each kind of layer and cache needs
         positions = Positions(self.host.decoder)
         with positions.noted():
@@ -99,16 +110,16 @@ def _wants_last_row(kwargs: Mapping[str, Any]) -> bool:
     )
 
 
-def _split(kwargs: Mapping[str, Any], length: int, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(kwargs: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments for all but the last prompt token, with the pictures, and for the last, without them."""
     first, last = dict(kwargs), {k: v for k, v in kwargs.items() if k not in (*family.vision_inputs, ENCODED)}
     for name in POSITIONED:
         value = kwargs.get(name)
         if isinstance(value, Tensor):
-            first[name], last[name] = value[..., : length - 1], value[..., length - 1 :]
+            first[name], last[name] = value[..., :-1], value[..., -1:]  # a turn's types may be those of all turns
     embeds = kwargs.get("inputs_embeds")
     if embeds is not None:
-        first["inputs_embeds"], last["inputs_embeds"] = embeds[:, : length - 1], embeds[:, length - 1 :]
+        first["inputs_embeds"], last["inputs_embeds"] = embeds[:, :-1], embeds[:, -1:]
     if "token_type_ids" in last:
         last["token_type_ids"] = None  # they mark pictures in the prompt's mask; a token behind a cache has none
     return first, last

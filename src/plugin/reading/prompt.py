@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..core.attention import Plan, merge
-from ..core.edits import Edit
+from ..core.edits import PROBES, Edit
 from ..core.layout import Layout, Step
 from ..core.method import Session
 from ..tracing.record import Record
@@ -20,11 +20,15 @@ class Prompt:
 
     def __init__(self, layout: Layout, sessions: list[Session], record: Record | None = None):
         self.layout, self.sessions, self.record = layout, sessions, record
+        self.edited = [False] * len(sessions)  # whether each has changed anything of a pass
         self._decode_plan: Plan | None = None
 
     def edits(self, step: Step) -> list[Edits]:
         """The methods' edits of a pass, in their order."""
-        return [session.edits(step) for session in self.sessions]
+        made = [session.edits(step) for session in self.sessions]
+        for number, edits in enumerate(made):
+            self.edited[number] |= any(not isinstance(edit, PROBES) for some in edits.values() for edit in some)
+        return made
 
     def plan(self, step: Step, watched: Sequence[Edits] = (), lasting: bool = True) -> Plan:
         """The plan of a pass. watched: what a decoder adds; lasting: it is the same in every decode step."""

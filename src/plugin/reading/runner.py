@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...common.errors import LayoutError, UnsupportedModelError
 from ..branches import thin
-from ..branches.decoder import Contrast, Decoder
+from ..branches.decoder import Decoder
 from ..branches.fork import Fork
 from ..core import compat
 from ..core.compat import CACHE, ENCODED
@@ -19,8 +19,10 @@ from ..core.layout import Layout, QueryFinder, Step, read_layout
 from ..core.method import Method
 from ..tracing.record import Record
 from ..tracing.trace import Tracer
+from .conversation import Conversation, check_turn
+from .effects import Effects
 from .prompt import Prompt
-from .strategies import Ahead, Apart, Contrasted, Reading, Riding
+from .strategies import Ahead, Apart, Contrasted, Reading, Riding, given
 
 
 class Runner:
@@ -43,11 +45,17 @@ class Runner:
         self.scoring = False
         self._host, self._query = host, query
         self._redrawn: tuple[Tensor | None, Any] | None = None  # the prompt of `generate`, its redrawn pictures encoded
+        self._call: Mapping[str, Any] = {}  # the arguments of the `generate` under way
         self._called = False
+        self.effects = Effects(methods, decoder)
 
     @contextmanager
     def generating(self, ids: Tensor | None, kwargs: Mapping[str, Any]) -> Iterator[None]:
         """Around `generate`, which encodes pictures before its first pass: a decoder redraws them before that, too."""
+        self._call = {**kwargs, "input_ids": ids}
+        cache = compat.renamed(kwargs).get(CACHE)
+        if cache is not None and self.reading is not None and self.reading.cache() is cache and self.reading.seen:
+            check_turn(self._host, self._pictures(kwargs), int(cache.get_seq_length()), self.reading.seen)
         redrawn = {} if self.decoder is None else self.decoder.redraw(kwargs)
         if redrawn:
             encoded = compat.encoded_pictures(self._host.model, {**kwargs, **redrawn})
@@ -56,19 +64,26 @@ class Runner:
             with self._around():
                 yield
         finally:
-            self._redrawn = None
+            self._redrawn, self._call = None, {}
 
     def generate(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], default: Any
     ) -> Any:
-        """`generate` with this attachment's tracer, if it has one; `default` is the model's generation config."""
-        if self.tracer is None:
-            return original(*args, **kwargs)
+        """`generate` with this attachment's tracer, if it has one; `default` is the model's generation config.
+
+        Warns of what could do nothing for the prompt.
+        """
         try:
-            return self.tracer.generate(original, args, kwargs, default)
+            if self.tracer is None:
+                output = original(*args, **kwargs)
+            else:
+                output = self.tracer.generate(original, args, kwargs, default)
         finally:
-            if self.reading is not None:
+            if self.reading is not None and self.tracer is not None:
                 self.reading.prompt.stop_recording()
+        if self.reading is not None:
+            self.effects.warn(self.reading)
+        return output
 
     @contextmanager
     def _around(self) -> Iterator[None]:
@@ -111,29 +126,64 @@ class Runner:
         cache = kwargs.get(CACHE)
         start = 0 if cache is None else int(cache.get_seq_length())
         if start == 0:
+            self._host.opens_prompt()
             self.reading = None  # a prompt that cannot be read leaves none
-            reading = self._open(kwargs)
-            self.reading = reading
-            output = reading.read(original, kwargs)
-            filled = getattr(output, CACHE, None) if cache is None else cache
-            if filled is not None:
-                reading.follow(filled)
-            return output
-        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        rows, count = (embeds if ids is None else ids).shape[:2]  # type: ignore[union-attr]
-        if self.reading is None or self.reading.cache() is not cache:
+            reading = self.reading = self._open(self._layout(kwargs, 0), Conversation())
+            return self._read(reading, original, kwargs)
+        earlier, count = self.reading, given(kwargs).shape[1]
+        if earlier is None or earlier.cache() is not cache:
             self.reading = None
             raise LayoutError(
-                f"a cache with {start} tokens of {rows} rows was passed, but this attachment has not read that prompt:"
-                " start from an empty cache inside the attachment"
+                f"a cache with {start} tokens of {len(given(kwargs))} rows was passed, but this attachment has not read that"
+                " prompt: start from an empty cache inside the attachment"
             )
+        if self._turns(kwargs, earlier, Step(earlier.layout, start, count)):
+            check_turn(self._host, self._pictures(kwargs), start, earlier.seen)
+            reading = self._open(self._layout(kwargs, start, earlier.conversation), earlier.conversation)
+            self.reading = None  # a turn that ends in the middle leaves none
+            reading.resume(earlier)
+            output = self._read(reading, original, kwargs)
+            self.reading = reading
+            return output
         if self._record is not None:
             self._record.check()
-        return self.reading.go_on(original, kwargs, Step(self.reading.layout, start, count))
+        output = earlier.go_on(original, kwargs, Step(earlier.layout, start, count))
+        earlier.conversation.hear(kwargs)
+        return output
 
-    def _open(self, kwargs: dict[str, Any]) -> Reading:
-        """Fix the layout of a prompt, open the sessions, and choose how it is read."""
-        layout = self._layout(kwargs)
+    def _turns(self, kwargs: Mapping[str, Any], earlier: Reading, step: Step) -> bool:
+        """Whether a pass behind a filled cache reads a further turn of the conversation.
+
+        That is the first pass of a `generate` that brings more than the last token of the answer before, or a pass with
+        pictures. Other passes are of the answer.
+        """
+        if self._host.prompts is None:
+            return bool(self._pictures(kwargs))
+        if self._host.prompts:
+            return False
+        self._host.opens_prompt()
+        earlier.conversation.check(self._call.get("input_ids"), step.start, step.count)
+        return step.count > 1
+
+    def _read(self, reading: Reading, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Read a prompt, or a turn."""
+        reading.conversation.hear(kwargs)
+        if self.decoder is not None and self.decoder.own_prompt:  # it reads the pictures again in each turn
+            reading.conversation.see(self._pictures(self._call) or self._pictures(kwargs))
+        output = reading.read(original, kwargs)
+        cache = kwargs.get(CACHE)
+        filled = getattr(output, CACHE, None) if cache is None else cache
+        if filled is not None:
+            reading.follow(filled)
+        return output
+
+    def _pictures(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that carry pictures."""
+        names = (*self._host.family.vision_inputs, ENCODED)
+        return {name: kwargs[name] for name in names if _given(kwargs.get(name))}
+
+    def _open(self, layout: Layout, conversation: Conversation) -> Reading:
+        """Open the sessions and the contrast of a prompt, and choose how it is read."""
         if self.decoder is not None:
             layout.require_left_padding()
         contrast = None if self.decoder is None else self.decoder.start(layout, self.scoring)
@@ -141,19 +191,16 @@ class Runner:
         if record is not None:
             record.begin(layout)
         prompt = Prompt(layout, [method.start(layout) for method in self.methods.values()], record)
-        return Reading(self._host, prompt) if contrast is None else self._contrasted(prompt, contrast)
-
-    def _contrasted(self, prompt: Prompt, contrast: Contrast) -> Contrasted:
-        """How a prompt is read under a decoder."""
+        if contrast is None:
+            return Reading(self._host, prompt, conversation)
         if contrast.branch is None:
-            return Contrasted(self._host, prompt, contrast)
+            return Contrasted(self._host, prompt, conversation, contrast)
         thin.install(self._host)
-        fork = Fork(contrast.branch, prompt.layout, prompt.edits, self._host.across)
-        if contrast.ahead:
-            return Ahead(self._host, prompt, contrast, fork, self._redraw)
+        fork = Fork(contrast.branch, layout, prompt.edits, self._host.across)
         if contrast.branch.carries:
-            return Riding(self._host, prompt, contrast, fork)
-        return Apart(self._host, prompt, contrast, fork, self._redraw)
+            return Riding(self._host, prompt, conversation, contrast, fork)
+        apart = Ahead if contrast.ahead else Apart
+        return apart(self._host, prompt, conversation, contrast, fork, self._redraw)
 
     def _redraw(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The pictures that the decoder redraws, as forward arguments; none where it draws none."""
@@ -171,14 +218,17 @@ class Runner:
         copies = batch // (batch if ids is None else len(ids))  # beams and several answers per prompt
         return {ENCODED: compat.repeated_pictures(self._host.model, ids, pictures, copies)}
 
-    def _layout(self, kwargs: dict[str, Any]) -> Layout:
-        family, model = self._host.family, self._host.model
-        ids = kwargs.get("input_ids")
+    def _layout(self, kwargs: Mapping[str, Any], start: int, conversation: Conversation | None = None) -> Layout:
+        """The layout of a prompt, or of a conversation whose first `start` tokens were read in earlier turns."""
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if ids is None:
             raise LayoutError("the prompt came as inputs_embeds, whose image tokens cannot be told: pass input_ids")
-        layout = read_layout(ids, kwargs.get("attention_mask"), family.image_ids(model.config), self._query)
-        pictures = [name for name in (*family.vision_inputs, ENCODED) if _given(kwargs.get(name))]
-        has_image = bool(layout.image.any())
+        if conversation is not None:
+            ids, told = conversation.with_turn(ids, start), self._call.get("attention_mask")
+            mask = told if isinstance(told, Tensor) and told.shape == ids.shape else mask
+        layout = read_layout(ids, mask, self._host.family.image_ids(self._host.model.config), self._query, start)
+        has_image, new = bool(layout.image.any()), bool(layout.image[:, start:].any())
+        pictures = self._pictures(kwargs)
         chosen = [*self.methods.values(), *([] if self.decoder is None else [self.decoder])]
         needy = [f"{one.kind} '{one.name}'" for one in chosen if one.needs_image]
         if needy and not has_image:
@@ -186,7 +236,12 @@ class Runner:
                 f"{needy[0]} needs an image and the prompt has no image token: add an image to the message and"
                 " pass the processor's whole output, or run this prompt outside the attachment"
             )
-        if has_image and not pictures:
+        if start and pictures and not new:
+            raise LayoutError(
+                "pictures came with a turn that has no image token: those of earlier turns are in the cache, pass only the"
+                " pictures of this turn"
+            )
+        if new and not pictures:
             raise LayoutError(
                 "the prompt has image tokens but no picture came with it: pass the processor's whole output to the model"
             )

@@ -16,6 +16,8 @@ from ..branches.prompts import SEEN
 from ..core.compat import CACHE, cache_undone, new_cache
 from ..core.families import find_family
 from ..core.host import HOST
+from ..core.queue import queue_of
+from ..core.wrappers import inner_model
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,23 @@ def score(model: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequenc
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     _check(ids, mask, continuations, model.config.get_text_config().vocab_size)
-    host = model.__dict__.get(HOST)
-    family = find_family(model)
-    decoder, generator = family.decoder(model), family.generator(model)
+    inner = inner_model(model)
+    with queue_of(inner).turn():
+        return _scored(model, inner, {**inputs, "attention_mask": mask}, continuations)
+
+
+def _scored(
+    model: Any, inner: Any, inputs: Mapping[str, Any], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[Score]]:
+    """The scores, from passes of `model`, which is `inner` or a wrapper of it."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    host, family = inner.__dict__.get(HOST), find_family(inner)
+    decoder, generator = family.decoder(inner), family.generator(inner)
     cache = new_cache(decoder.config)
     positions = Positions(decoder)
     with nullcontext() if host is None else host.plugs[-1].scoring():
         with positions.noted():
-            given = {**inputs, "attention_mask": mask, CACHE: cache, "use_cache": True}
+            given = {**inputs, CACHE: cache, "use_cache": True}
             first = model(**given, logits_to_keep=1, return_dict=True).logits[:, -1:].float().log_softmax(-1)
         reading = None if host is None else host.plugs[-1].reading
         results: list[list[Score]] = [[] for _ in continuations]

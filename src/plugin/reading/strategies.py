@@ -26,6 +26,7 @@ from ..core.compat import CACHE, cache_undone, new_cache
 from ..core.graph import keeping_graph
 from ..core.host import Host
 from ..core.layout import Step
+from .conversation import Conversation
 from .passes import Call, Whole, passes_of
 from .prompt import Edits, Prompt
 
@@ -35,22 +36,24 @@ NOTHING = torch.empty(0)  # the branch's logits of a pass in which none rides
 
 
 class Reading:
-    """A prompt batch without a decoder. `seen`: tokens of the sequence that the passes so far have read."""
+    """A prompt batch without a decoder.
 
-    def __init__(self, host: Host, prompt: Prompt):
-        self.host, self.prompt, self.layout = host, prompt, prompt.layout
-        self.whole = Step(prompt.layout, 0, prompt.layout.length)
-        self.seen = 0
+    conversation: what the caller's cache holds, this prompt included. seen: tokens that the passes so far have read.
+    """
+
+    def __init__(self, host: Host, prompt: Prompt, conversation: Conversation):
+        self.host, self.prompt, self.layout, self.conversation = host, prompt, prompt.layout, conversation
+        self.seen = prompt.layout.turn
         self.cache: Callable[[], Any] = lambda: None  # the caller's cache that holds the prompt, while it lives
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         """Read the prompt. Returns the output, scores in the place of its logits."""
         self.read_text()
-        return self.judged(*self.passes(kwargs).read(self.run, original, kwargs, self.whole))
+        return self.judged(*self.passes(kwargs).read(self.run, original, kwargs, self.layout.unread))
 
     def go_on(self, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
         """A pass behind the prompt. Returns the output, scores in the place of its logits."""
-        self.check(step.start, len(_given(kwargs)))
+        self.check(step.start, len(given(kwargs)))
         return self.judged(*self.run(original, kwargs, step))
 
     def read_text(self) -> None:
@@ -62,7 +65,7 @@ class Reading:
 
     def passes(self, kwargs: Mapping[str, Any]) -> Whole:
         """In which passes the model reads its prompt."""
-        return passes_of(self.host, self.prompt, kwargs, self.whole)
+        return passes_of(self.host, self.prompt, kwargs, self.layout.unread)
 
     def run(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         """One pass of the model with its edits: the output, and the branch's logits of its last rows, if any."""
@@ -81,6 +84,11 @@ class Reading:
             self.prompt.note(output.logits, None)
         return output
 
+    def resume(self, earlier: Any) -> None:
+        """Take over, from the reading of the turn before, what is not read again."""
+        for session, before in zip(self.prompt.sessions, earlier.prompt.sessions, strict=True):
+            session.resume(before)
+
     # ---- its life ----------------------------------------------------------------------------------------------------
 
     def follow(self, cache: Any) -> None:
@@ -98,7 +106,8 @@ class Reading:
         """Take back what the passes inside add to what is kept."""
         seen = self.seen
         try:
-            yield
+            with self.conversation.undone():
+                yield
         finally:
             self.seen = seen
 
@@ -106,14 +115,13 @@ class Reading:
 class Contrasted(Reading):
     """A decoder that looks at the model's own passes."""
 
-    def __init__(self, host: Host, prompt: Prompt, contrast: Contrast):
-        super().__init__(host, prompt)
+    def __init__(self, host: Host, prompt: Prompt, conversation: Conversation, contrast: Contrast):
+        super().__init__(host, prompt, conversation)
         self.contrast = contrast
 
     def passes(self, kwargs: Mapping[str, Any]) -> Whole:
-        return passes_of(
-            self.host, self.prompt, kwargs, self.whole, self.rehearsed, one_row=self.contrast.graph is not None
-        )
+        one_row = self.contrast.graph is not None
+        return passes_of(self.host, self.prompt, kwargs, self.layout.unread, self.rehearsed, one_row)
 
     def rehearsed(self, step: Step) -> Sequence[Edits]:
         """What of the decoder's own takes part where the prompt is rehearsed."""
@@ -183,9 +191,13 @@ class Riding(Contrasted):
 
     stateful = True  # type: ignore[assignment]
 
-    def __init__(self, host: Host, prompt: Prompt, contrast: Contrast, fork: Fork):
-        super().__init__(host, prompt, contrast)
+    def __init__(self, host: Host, prompt: Prompt, conversation: Conversation, contrast: Contrast, fork: Fork):
+        super().__init__(host, prompt, conversation, contrast)
         self.fork = fork
+
+    def resume(self, earlier: Any) -> None:
+        super().resume(earlier)
+        self.fork.resume(earlier.fork)
 
     def carry(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         if not self.fork.rides_in(step):
@@ -221,20 +233,30 @@ class Riding(Contrasted):
 class Apart(Riding):
     """A branch that reads prompts of its own. `redraw` gives the pictures that it sees in the place of the model's."""
 
-    def __init__(self, host: Host, prompt: Prompt, contrast: Contrast, fork: Fork, redraw: Redraw):
-        super().__init__(host, prompt, contrast, fork)
+    def __init__(
+        self,
+        host: Host,
+        prompt: Prompt,
+        conversation: Conversation,
+        contrast: Contrast,
+        fork: Fork,
+        redraw: Redraw,
+    ):
+        super().__init__(host, prompt, conversation, contrast, fork)
         self.redraw, self.positions = redraw, Positions(host.decoder)
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         self.read_text()
         with self.positions.noted():
-            output, _ = self.passes(kwargs).read(self.run, original, kwargs, self.whole)
+            output, _ = self.passes(kwargs).read(self.run, original, kwargs, self.layout.unread)
         return self.judged(output, self.read_own(original, kwargs))
 
     def read_own(self, original: Call, kwargs: dict[str, Any]) -> Tensor:
         """Read the branch's prompts, which end where the model's does. Returns logits [N, 1, V]."""
+        if self.layout.turn:  # each turn anew, as its prompt is made from the whole conversation
+            kwargs = self.conversation.whole(kwargs, self.layout.valid, self.host.family)
         self.contrast.redrawn = self.redraw(kwargs)
-        with self.host.staged(merge([self.fork.branch.edits(self.whole)]), 0, 0):
+        with self.host.staged(merge([self.fork.branch.edits(Step(self.layout, 0, self.layout.length))]), 0, 0):
             weak = self.fork.read(original, kwargs, self.host.model, self.host.decoder, self.positions)
         self.contrast.redrawn = {}
         return weak
@@ -243,25 +265,38 @@ class Apart(Riding):
 class Ahead(Apart):
     """The unedited model and the branch run ahead of each pass; the contrast weighs what both say."""
 
-    def __init__(self, host: Host, prompt: Prompt, contrast: Contrast, fork: Fork, redraw: Redraw):
-        super().__init__(host, prompt, contrast, fork, redraw)
+    def __init__(
+        self,
+        host: Host,
+        prompt: Prompt,
+        conversation: Conversation,
+        contrast: Contrast,
+        fork: Fork,
+        redraw: Redraw,
+    ):
+        super().__init__(host, prompt, conversation, contrast, fork, redraw)
         self.unedited = new_cache(host.decoder.config)
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         self.read_text()
+        step = self.layout.unread
         with torch.no_grad():
-            with self.host.staged({}, 0, self.layout.length), self.positions.noted():
-                base = original(**{**kwargs, **self._unedited(self.whole)}).logits
+            with self.host.staged({}, step.start, self.layout.length), self.positions.noted():
+                base = original(**{**kwargs, **self._unedited(step)}).logits
             self._weigh(base, self.read_own(original, kwargs))
-        return self.judged(*self.passes(kwargs).read(self.run, original, kwargs, self.whole))
+        return self.judged(*self.passes(kwargs).read(self.run, original, kwargs, step))
 
     def go_on(self, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
-        self.check(step.start, len(_given(kwargs)))
+        self.check(step.start, len(given(kwargs)))
         host, own = self.host, {**kwargs, **self._unedited(step)}
         with torch.no_grad(), host.staged({}, step.start, self.layout.length):
             output, weak = self.fork.ride(original, own, host.stage, host.decoder, step)
         self._weigh(output.logits, weak)
         return self.judged(*self.run(original, kwargs, step))
+
+    def resume(self, earlier: Any) -> None:
+        super().resume(earlier)
+        self.unedited = earlier.unedited
 
     def _unedited(self, step: Step) -> dict[str, Any]:
         """The arguments in which a pass of the unedited model differs from the caller's."""
@@ -301,7 +336,7 @@ class Ahead(Apart):
             yield
 
 
-def _given(kwargs: Mapping[str, Any]) -> Tensor:
+def given(kwargs: Mapping[str, Any]) -> Tensor:
     """The tokens of a pass [B, count], or their embeddings."""
     ids = kwargs.get("input_ids")
     return kwargs["inputs_embeds"] if ids is None else ids

@@ -21,12 +21,14 @@ class Family:
     or video placeholder tokens; empty for a text model. vision_inputs: forward arguments that carry pictures; they
     belong to the pass that reads the image tokens and to no other.
     bidirectional_prompt: prompt rows see later prompt rows, so the prompt cannot be read in two parts.
+    pictures_by_row: pictures come as [B, images, ...], not one below the other.
     """
 
     model_types: tuple[str, ...]
     image_token_fields: tuple[str, ...] = ()
     vision_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
     bidirectional_prompt: bool = False
+    pictures_by_row: bool = False
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text decoder: the module whose `layers` are its blocks."""

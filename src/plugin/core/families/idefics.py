@@ -9,5 +9,6 @@ register_family(
         model_types=("idefics3", "smolvlm"),
         image_token_fields=("image_token_id",),
         vision_inputs=("pixel_values", "pixel_attention_mask", "image_hidden_states"),
+        pictures_by_row=True,
     )
 )
