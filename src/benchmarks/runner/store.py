@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from ...common.documents import parse_json, read_json
-from ...common.errors import SightlineError, shown
+from ...common.errors import SightlineError, shortened
 from ...common.files import locked, unwritable, write_json
 from ...common.readers import Notes
 
@@ -130,7 +130,7 @@ def _same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def _short(setting: Any) -> str:
-    return shown(setting, 40)
+    return shortened(json.dumps(setting), 40)
 
 
 def one_at_a_time(folder: Path) -> AbstractContextManager[None]:

@@ -260,7 +260,7 @@ def test_evaluations_refuse_each_others_folders(embedded: tuple[Any, Any], tmp_p
 def test_one_process_a_file(tmp_path: Path) -> None:
     with (
         Store(tmp_path, identity()),
-        pytest.raises(StoreError, match=r"rank-0.jsonl is being written by another process"),
+        pytest.raises(SightlineError, match=r"rank-0.jsonl is in use by another process"),
     ):
         Store(tmp_path, identity())
     with Store(tmp_path, identity()), Store(tmp_path, identity(), rank=1):
