@@ -116,12 +116,15 @@ class Conversation:
             ) from error
 
 
-def check_turn(host: Host, pictures: Mapping[str, Any], start: int, seen: int) -> None:
-    """Refuse a turn that cannot go on from a cache."""
+def check_turn(host: Host, pictures: Mapping[str, Any], start: int, seen: int, again: bool) -> None:
+    """Refuse a turn that cannot go on from a cache of `start` tokens.
+
+    seen: how many of them this attachment has read. again: the decoder's branch reads the whole conversation again.
+    """
     family, model = host.family, host.model
     reason = None
-    if family.generator(model) is not model:
-        reason = "its generator gets embeddings, whose tokens are not told again"
+    if family.generator(model) is not model and again:
+        reason = "the pictures of earlier turns are not told to its language model, and the decoder's branch reads them"
     elif host.across:
         reason = "it reads its image by cross-attention, once"
     elif family.bidirectional_prompt:

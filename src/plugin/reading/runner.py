@@ -55,7 +55,7 @@ class Runner:
         self._call = {**kwargs, "input_ids": ids}
         cache = compat.renamed(kwargs).get(CACHE)
         if cache is not None and self.reading is not None and self.reading.cache() is cache and self.reading.seen:
-            check_turn(self._host, self._pictures(kwargs), int(cache.get_seq_length()), self.reading.seen)
+            check_turn(self._host, self._pictures(kwargs), self.reading.seen, self.reading.seen, self._reads_again)
         redrawn = {} if self.decoder is None else self.decoder.redraw(kwargs)
         if redrawn:
             encoded = compat.encoded_pictures(self._host.model, {**kwargs, **redrawn})
@@ -138,7 +138,7 @@ class Runner:
                 " prompt: start from an empty cache inside the attachment"
             )
         if self._turns(kwargs, earlier, Step(earlier.layout, start, count)):
-            check_turn(self._host, self._pictures(kwargs), start, earlier.seen)
+            check_turn(self._host, self._pictures(kwargs), start, earlier.seen, self._reads_again)
             reading = self._open(self._layout(kwargs, start, earlier.conversation), earlier.conversation)
             self.reading = None  # a turn that ends in the middle leaves none
             reading.resume(earlier)
@@ -168,7 +168,7 @@ class Runner:
     def _read(self, reading: Reading, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Read a prompt, or a turn."""
         reading.conversation.hear(kwargs)
-        if self.decoder is not None and self.decoder.own_prompt:  # it reads the pictures again in each turn
+        if self._reads_again:
             reading.conversation.see(self._pictures(self._call) or self._pictures(kwargs))
         output = reading.read(original, kwargs)
         cache = kwargs.get(CACHE)
@@ -176,6 +176,11 @@ class Runner:
         if filled is not None:
             reading.follow(filled)
         return output
+
+    @property
+    def _reads_again(self) -> bool:
+        """Whether a branch reads the prompt of each turn, with its pictures, from the beginning."""
+        return self.decoder is not None and self.decoder.own_prompt
 
     def _pictures(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that carry pictures."""
@@ -224,8 +229,8 @@ class Runner:
         if ids is None:
             raise LayoutError("the prompt came as inputs_embeds, whose image tokens cannot be told: pass input_ids")
         if conversation is not None:
-            ids, told = conversation.with_turn(ids, start), self._call.get("attention_mask")
-            mask = told if isinstance(told, Tensor) and told.shape == ids.shape else mask
+            ids, asked = conversation.with_turn(ids, start), self._call.get("attention_mask")
+            mask = asked if isinstance(asked, Tensor) and asked.shape == ids.shape else mask
         layout = read_layout(ids, mask, self._host.family.image_ids(self._host.model.config), self._query, start)
         has_image, new = bool(layout.image.any()), bool(layout.image[:, start:].any())
         pictures = self._pictures(kwargs)
@@ -236,7 +241,8 @@ class Runner:
                 f"{needy[0]} needs an image and the prompt has no image token: add an image to the message and"
                 " pass the processor's whole output, or run this prompt outside the attachment"
             )
-        if start and pictures and not new:
+        told = self._host.family.generator(self._host.model) is not self._host.model  # each call tells all pictures
+        if start and pictures and not new and not told:
             raise LayoutError(
                 "pictures came with a turn that has no image token: those of earlier turns are in the cache, pass only the"
                 " pictures of this turn"

@@ -118,23 +118,46 @@ def test_pictures_that_come_encoded(family: str) -> None:
 
 
 @every_family
-@pytest.mark.parametrize("config", [{"methods": []}, {"methods": [entry("vhr")]}, {"decoder": SETUPS["decore"].config}])
+@pytest.mark.parametrize(
+    "config", [{"methods": []}, {"methods": [entry("zerotuning")]}, {"decoder": SETUPS["decore"].config}], ids=str
+)
 def test_a_second_turn_in_the_same_cache(family: str, config: dict[str, Any]) -> None:
-    """As a loop written by hand over the language model goes on."""
+    """It says what reading both turns at once does."""
     model, inputs = shared(family).model, prompts(shared(family), "one")
     with attach(family, **config):
         first = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         ids = torch.cat([first.sequences, torch.tensor([[33, 44]])], dim=1)
         longer = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        whole = generate(model, longer)
+        first = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         second = generate(model, longer, past_key_values=first.past_key_values)
+    assert torch.equal(second.tokens, whole.tokens)
+    torch.testing.assert_close(second.scores, whole.scores, atol=1e-4, rtol=1e-4)
+
+
+@every_family
+def test_a_second_turn_of_a_branch_with_its_own_prompt_is_refused(family: str) -> None:
+    model, inputs = shared(family).model, prompts(shared(family), "one")
+    with attach(family, decoder=SETUPS["vcd"].config):
+        first = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, torch.tensor([[33, 44]])], dim=1)
+        longer = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with pytest.raises(LayoutError, match="without past_key_values"):
+            generate(model, longer, past_key_values=first.past_key_values)
+
+
+@every_family
+@pytest.mark.parametrize("config", [{"methods": []}, {"methods": [entry("vhr")]}, {"decoder": SETUPS["decore"].config}])
+def test_a_loop_over_the_language_model(family: str, config: dict[str, Any]) -> None:
+    """Written by hand it goes on with the answer, in passes of one token or of more."""
+    model, inputs = shared(family).model, prompts(shared(family), "one")
+    with attach(family, **config):
+        said = generate(model, inputs)
         cache = tf.DynamicCache(config=model.config.text_config)
         model(**inputs, past_key_values=cache)
-        rest = ids[:, inputs["input_ids"].shape[1] :]
-        for tokens in (rest[:, :2], rest[:, 2:]):
+        for tokens in (said.tokens[:, :2], said.tokens[:, 2:3]):
             logits = model.language_model(input_ids=tokens, past_key_values=cache).logits
-        torch.testing.assert_close(logits[:, -1].float(), second.scores[:, 0], atol=1e-4, rtol=1e-4)
-    if config == {"methods": []}:
-        assert second.tokens.tolist() == generate(model, longer).tokens.tolist()
+        torch.testing.assert_close(logits[:, -1].float(), said.scores[:, 3], atol=1e-4, rtol=1e-4)
 
 
 @every_family
