@@ -114,7 +114,10 @@ def calibrate(
 
 def tune(
     methods: Annotated[
-        str, typer.Option(help="Entries of the search space, joined by commas; a+b tunes two together.")
+        str,
+        typer.Option(
+            help="Entries of the search space, joined by commas: which to use together is searched, too; a+b is one entry."
+        ),
     ],
     model: Model = None,
     model_option: SameModel = None,
@@ -123,16 +126,24 @@ def tune(
         typer.Option(metavar="DIR", help="Folder of pictures with boxes of objects, or 'testbed': calibration scenes."),
     ] = "testbed",
     samples: Annotated[int, typer.Option(min=2, help="Pictures to tune on.")] = 100,
-    objective: Annotated[str, typer.Option(help="chair_i, chair_s, recall, precision, f1 or accuracy.")] = "chair_i",
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Search each entry by itself, by one score, instead of compositions.")
+    ] = False,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="With --apart: equal (CHAIR_I at equal recall), chair_i, chair_s, recall, precision, f1, ..."
+        ),
+    ] = "equal",
     keep: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SCORE:POINTS",
             help="How far a score may fall below plain (words: in percent); may be repeated. What is not named stays"
-            " guarded by recall:-1, words:-10, accuracy:-1.",
+            " guarded by accuracy:-1, with --apart also by recall:-1 and words:-10.",
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Settings to try for each entry.")] = 20,
+    trials: Annotated[int, typer.Option(min=1, help="Settings to try; with --apart for each entry.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Chooses pictures, questions and trials.")] = 0,
     report: Annotated[
         str | None,
@@ -158,15 +169,19 @@ def tune(
     from ..common.progress import progress_bar
     from ..models.loading import EMBEDDED, cpu_threads, load_model, quiet
     from ..profiling.tuning import tune as tuning
+    from ..profiling.tuning.compositions import Compositions
     from ..profiling.tuning.exam import exams
+    from ..profiling.tuning.guards import check
     from ..profiling.tuning.space import spaces
     from ..profiling.tuning.tune_tables import terminal
 
     quiet()
     check_writable(json, out=out / "trials.md")
     name = the_model(model, model_option)
-    tuning.check(objective, keep or ())
+    check(objective, keep or ())
     wanted = spaces([one.strip() for one in methods.split(",") if one.strip()], space)
+    if not apart:
+        Compositions.of(wanted)
     check_calibrations([], calibration)
     with (
         locked(out / ".lock", out),
@@ -183,6 +198,7 @@ def tune(
             processor,
             wanted,
             asked,
+            apart=apart,
             objective=objective,
             keep=keep or (),
             trials=trials,

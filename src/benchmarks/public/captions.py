@@ -95,12 +95,12 @@ class ChairBenchmark(Benchmark):
         return [replace(sample, id=f"{sample.id} {LONGER}", longer=True) for sample in self.samples]
 
     def equal(self, replies: Sequence[str], plain: Sequence[str], yardstick: Sequence[str]) -> dict[str, Score]:
-        return {"equal": self.score(replies).equal(self._curve(plain, yardstick))}
+        return {"equal": self.score(replies).equal(self.cuts(plain, yardstick))}
 
     def curve(self, plain: Sequence[str], yardstick: Sequence[str]) -> list[dict[str, Any]]:
-        return self._curve(plain, yardstick).points()
+        return self.cuts(plain, yardstick).points()
 
-    def _curve(self, plain: Sequence[str], longer: Sequence[str]) -> Curve:
+    def cuts(self, plain: Sequence[str], longer: Sequence[str]) -> Curve:
         """Plain captions cut shorter, and what `longer` ones go on with behind their ends."""
         own = self.score(plain)
         if not longer:

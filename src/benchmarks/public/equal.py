@@ -83,15 +83,16 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class EqualRecall:
-    """CHAIR_I of a run minus the curve's at the run's recall; counts of the run per image. NaN beyond the curve's end.
+    """CHAIR_I of a run minus the curve's at the run's recall; counts of the run per image.
 
-    Bootstrap samples in which the curve ends before the run's recall take its end.
+    Beyond the curve's end it is NaN, or with `clamped` against that end. Bootstrap samples are always clamped.
     """
 
     curve: Curve
     hallucinated: Floats
     mentions: Floats
     recalled: Floats
+    clamped: bool = False
 
     @property
     def images(self) -> int:
@@ -99,16 +100,17 @@ class EqualRecall:
 
     @property
     def value(self) -> float:
-        return float(self._of(np.ones((1, self.images)))[0])
+        return float(self._of(np.ones((1, self.images)), self.clamped)[0])
 
     def resampled(self, draws: int = DRAWS, seed: int = 0, empty: float = 0.0) -> Floats:
-        times = times_drawn(self.images, draws, seed)
-        return self._of(times, np.minimum(times @ self.recalled, times @ self.curve.recalled[:, -1]))
+        return self._of(times_drawn(self.images, draws, seed), True)
 
-    def _of(self, times: Floats, recalled: Floats | None = None) -> Floats:
-        named = times @ self.mentions
+    def _of(self, times: Floats, clamped: bool) -> Floats:
+        named, recalled = times @ self.mentions, times @ self.recalled
         rate = np.divide(times @ self.hallucinated, named, out=np.zeros_like(named), where=named > 0)
-        return rate - self.curve.at(times @ self.recalled if recalled is None else recalled, times)
+        return rate - self.curve.at(
+            np.minimum(recalled, times @ self.curve.recalled[:, -1]) if clamped else recalled, times
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...benchmarks.benchmark import Benchmark
+import torch
+from torch import Tensor
+
 from ...benchmarks.public.captions import ChairBenchmark
 from ...benchmarks.public.chair import Chair
+from ...benchmarks.public.equal import Curve
 from ...benchmarks.public.object_questions import PopeBenchmark
 from ...benchmarks.public.pope import build, statistics
 from ...common.errors import SightlineError
@@ -19,13 +23,15 @@ from ...common.pictures import open_image
 from ...common.readers import Notes
 from ...common.statistics import Score
 from ...models.prompting import ask
-from ...models.samples import TESTBED, Example
+from ...models.samples import TESTBED, Example, Sample
 from ..data.examples import examples
 from ..pace import Pace
 from ..probes.naming import vocabulary
 
 CAPTION_TOKENS, ANSWER_TOKENS = 128, 5
+CURVE = "curve"
 HIGHER = {
+    "equal": False,
     "chair_i": False,
     "chair_s": False,
     "recall": True,
@@ -33,16 +39,26 @@ HIGHER = {
     "f1": True,
     "accuracy": True,
     "words": True,
+    "time": False,
 }
-"""The scores of an exam, and whether more is better."""
+"""The scores of an exam, and whether more is better.
+
+`equal` is CHAIR_I at equal recall (`benchmarks.public.equal`), beyond the longest plain captions against these; `time` the
+seconds of a sitting over plain's.
+"""
 
 
 @dataclass(frozen=True)
 class ExamScores:
-    """The scores of one configuration, and the replies that they are of."""
+    """The scores of one configuration.
+
+    curve: the plain model's captions cut shorter, which they are compared with. seconds: how long the replies took.
+    """
 
     chair: Chair
     accuracy: Score
+    curve: Curve | None = None
+    seconds: float = 0.0
 
     @property
     def ratios(self) -> dict[str, Score]:
@@ -56,6 +72,8 @@ class ExamScores:
             "words": "words",
         }
         found: dict[str, Score] = {name: self.chair.ratios[key] for name, key in ours.items()}
+        if self.curve is not None:
+            found["equal"] = self.chair.equal(self.curve, clamped=True)
         return {**found, "accuracy": self.accuracy}
 
     @property
@@ -98,7 +116,7 @@ class Exam:
 
     @property
     def prompts(self) -> int:
-        """How many prompts one sitting has."""
+        """How many prompts one sitting has; plain's has a longer caption for each picture besides."""
         return len(self.captions.samples) + len(self.questions.samples)
 
     def sit(
@@ -108,12 +126,14 @@ class Exam:
         config: Mapping[str, Any] | None,
         *,
         calibration: Any = None,
+        curve: Curve | None = None,
         name: str = "",
         advance: Callable[[int], None] = lambda prompts: None,
     ) -> ExamScores:
-        """Ask the model under a configuration; None is the plain model.
+        """Ask the model under a configuration; None is the plain model, which makes the curve that others need.
 
         Args:
+            curve: that of the plain model's marks.
             name: what the configuration is called where memory runs out.
             advance: called with the number of prompts that were answered.
 
@@ -125,19 +145,33 @@ class Exam:
         attached = (
             nullcontext() if config is None else attach(model, config, calibration=calibration, processor=processor)
         )
+        begun = time.perf_counter()
         with attached:
             described, answered = (
-                self._ask(model, processor, one, name, advance) for one in (self.captions, self.questions)
+                self._ask(model, processor, one.samples, one.new_tokens, name, advance)
+                for one in (self.captions, self.questions)
             )
+        seconds = time.perf_counter() - begun
+        if config is None:
+            longer = self._ask(
+                model, processor, self.captions.yardstick(), self.captions.new_tokens, name, lambda prompts: None
+            )
+            curve = self.captions.cuts(described, longer)
         mean = self.questions.score(answered)["mean"]
-        return ExamScores(self.captions.score(described), mean.ratios["accuracy"])
+        return ExamScores(self.captions.score(described), mean.ratios["accuracy"], curve, seconds)
 
     def _ask(
-        self, model: Any, processor: Any, benchmark: Benchmark, name: str, advance: Callable[[int], None]
+        self,
+        model: Any,
+        processor: Any,
+        samples: Sequence[Sample],
+        new_tokens: int,
+        name: str,
+        advance: Callable[[int], None],
     ) -> list[str]:
         said: list[str] = []
-        work = lambda some: ask(model, processor, some, benchmark.new_tokens)  # noqa: E731
-        for replies, _ in self.pace.over(benchmark.samples, work, name=name):
+        work = lambda some: ask(model, processor, some, new_tokens)  # noqa: E731
+        for replies, _ in self.pace.over(samples, work, name=name):
             said += map(str, replies)
             advance(len(replies))
         return said
@@ -150,6 +184,19 @@ class Exam:
             assert image is not None
             found[hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()] = example.id
         return found
+
+
+def tensors(curve: Curve) -> dict[str, Tensor]:
+    """A curve as tensors, to be kept."""
+    tables = {name: getattr(curve, name) for name in ("hallucinated", "mentions", "recalled", "objects")}
+    found = {f"{CURVE} {name}": torch.tensor(table) for name, table in tables.items()}
+    return found | {f"{CURVE} beyond": torch.tensor([curve.beyond])}
+
+
+def curve_of(kept: Mapping[str, Tensor]) -> Curve | None:
+    """The curve among kept tensors."""
+    found = {name.removeprefix(f"{CURVE} "): one.numpy() for name, one in kept.items() if name.startswith(CURVE)}
+    return Curve(**{**found, "beyond": int(found["beyond"][0])}) if found else None
 
 
 def exams(

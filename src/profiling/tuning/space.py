@@ -84,12 +84,13 @@ def spaces(names: Sequence[str] | None, path: Path | None = None) -> list[Space]
             raise ConfigError(f"unknown --methods {unknown[0]!r}: {where} has {', '.join(known)}")
         config = known[parts[0]]
         for part in parts[1:]:
-            config = _joined(config, known[part], name)
+            config = joined(config, known[part], name)
         found.append(_space(name, config, where))
     return found
 
 
-def _joined(first: Mapping[str, Any], second: Mapping[str, Any], name: str) -> dict[str, Any]:
+def joined(first: Mapping[str, Any], second: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Two configurations as one. Raises ConfigError where both have a decoder."""
     if first.get("decoder") and second.get("decoder"):
         raise ConfigError(f"--methods {name}: only one decoder can be used at a time")
     joined = {**second, **first, "methods": [*(first.get("methods") or ()), *(second.get("methods") or ())]}

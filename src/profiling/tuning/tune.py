@@ -1,92 +1,34 @@
-"""`sightline tune`: search a method's settings on one set of pictures, report them on another.
+"""`sightline tune`: search settings on one set of pictures, report them on another.
 
-Optuna's TPE proposes; a setting counts only if recall, caption length and POPE accuracy stay where the guards hold
-them. The trial table is of the data that was tuned on and therefore no result; a result is measured on pictures that
-share none with it, or not at all.
+By default the search is over compositions, by CHAIR_I at equal recall, recall and time at once (`compositions.py`);
+`apart`, each method's settings are searched by one score, and count only if recall, caption length and POPE accuracy stay
+where the guards hold them. The trial table is of the data that was tuned on and therefore no result; a result is measured
+on pictures that share none with it, or not at all.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...common.errors import ConfigError, SightlineError
+from ...benchmarks.public.equal import Curve
+from ...common.errors import SightlineError
 from ...common.files import config_hash, inside, provenance, write_json, write_text
 from ...common.statistics import difference, interval
-from ...common.validation import suggest
 from ...plugin.calibration.files import Calibration, calibration_hash, find_shipped, model_name
 from ..job import Partial
-from .exam import HIGHER, Exam, ExamScores
+from .compositions import NAME, compose
+from .exam import HIGHER, Exam, ExamScores, curve_of, tensors
+from .guards import KEPT, KEPT_TOGETHER, Guard, Trial, check, optimiser
 from .space import Space
 
 PLAIN = "plain"
-KEPT = ("recall:-1", "words:-10", "accuracy:-1")
-"""Guards that hold unless others are given for the same scores."""
 PARTIAL = "trials.partial"  # what an interrupted search leaves in the folder of its result
-
-
-@dataclass(frozen=True)
-class Guard:
-    """How far a score may move from plain: `change` points, for words percent; below 0 it may fall so far."""
-
-    score: str
-    change: float
-
-    @classmethod
-    def parse(cls, text: str) -> Guard:
-        """From "recall:-1". Raises ConfigError."""
-        score, _, change = text.partition(":")
-        try:
-            guard = cls(score.strip(), float(change))
-        except ValueError:
-            guard = cls("", 0.0)
-        if guard.score not in HIGHER:
-            raise ConfigError(
-                f"cannot read --keep {text!r}: write score:points, as in recall:-1; scores: {', '.join(HIGHER)}"
-            )
-        return guard
-
-    def __str__(self) -> str:
-        return f"{self.score}:{self.change:g}"
-
-    def excess(self, values: Mapping[str, float], plain: Mapping[str, float]) -> float:
-        """By how much the guard is broken; 0 or less where it holds."""
-        value, start = values[self.score], plain[self.score]
-        limit = start * (1 + self.change / 100) if self.score == "words" else start + self.change / 100
-        return limit - value if self.change <= 0 else value - limit
-
-
-def guards(keep: Sequence[str]) -> list[Guard]:
-    """Those of `KEPT`, less those for whose scores `keep` has others, and these. Raises ConfigError."""
-    given = [Guard.parse(text) for text in keep]
-    named = {guard.score for guard in given}
-    return [guard for guard in map(Guard.parse, KEPT) if guard.score not in named] + given
-
-
-def check(objective: str, keep: Sequence[str]) -> list[Guard]:
-    """The guards of a search. Raises ConfigError for an unknown objective or guard, SightlineError without Optuna."""
-    if objective not in HIGHER:
-        raise ConfigError(
-            f"unknown --objective {objective!r}{suggest(objective, list(HIGHER))}; choose {', '.join(HIGHER)}"
-        )
-    _optuna()
-    return guards(keep)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A configuration that was tried: its scores on the tuning data, and whether all guards hold."""
-
-    name: str
-    config: Mapping[str, Any]
-    values: Mapping[str, float]
-    kept: bool
-    best: bool = False
 
 
 def check_apart(tuned: Exam, reported: Exam) -> None:
@@ -106,7 +48,8 @@ def tune(
     spaces: Sequence[Space],
     exam: Exam,
     *,
-    objective: str = "chair_i",
+    apart: bool = False,
+    objective: str = "equal",
     keep: Sequence[str] = (),
     trials: int = 20,
     seed: int = 0,
@@ -117,11 +60,14 @@ def tune(
     say: Callable[[str], None] = lambda _: None,
     advance: Callable[[str, int, int], None] = lambda name, prompts, total: None,
 ) -> dict[str, Any]:
-    """Search every space and report the best of each; JSON-ready.
+    """Search compositions of the spaces, or each space by itself, and report what is chosen; JSON-ready.
 
     Args:
-        objective, keep: scores of `HIGHER`; guards as "recall:-1", in place of those of `KEPT` for the same scores.
-        trials: settings that are proposed for each space; one that was tried before is not run again.
+        apart: search each space by itself, by `objective`. Else methods and decoder are searched together, by the
+            objectives of `compositions`.
+        objective, keep: scores of `HIGHER`; guards as "recall:-1", in place of those of `KEPT` (of compositions
+            `KEPT_TOGETHER`) for the same scores.
+        trials: settings that are proposed, apart for each space; one that was tried before is not run again.
         reported: what the best settings are reported on; nothing is reported without.
         out: the folder in which an interrupted search leaves the scores of its trials.
         resume: take over what an interrupted search of the same model and pictures left there.
@@ -129,13 +75,14 @@ def tune(
         advance: called with a name, the number of prompts just answered, and that of all.
 
     Returns:
-        `trials`: plain first, `best` marks the chosen one of each space. `chosen`: its configuration by space, None if no
-        trial keeps the guards and beats plain. `report`: scores with 95 % intervals, and differences to plain.
+        `trials`: plain first, `best` marks the chosen one, of each space if apart, else `pareto` those that none beats in
+        everything. `chosen`: its configuration by space, or under "composition"; None if no trial keeps the guards and
+        beats plain. `report`: scores with 95 % intervals, and differences to plain.
 
     Raises:
         SightlineError: a space does not fit the model, or a reported picture was tuned on.
     """
-    held = check(objective, keep)
+    held = check(objective, keep, KEPT if apart else KEPT_TOGETHER)
     if reported is not None:
         check_apart(exam, reported)
     known = find_shipped(model) if calibration is None else Calibration.load(calibration, model)
@@ -148,12 +95,21 @@ def tune(
     }
     request |= hashes
     kept = Partial(None if out is None else out / PARTIAL, request, resume=resume)
-    total = exam.prompts * (1 + trials * len(spaces))
-    total += 0 if reported is None else reported.prompts * (1 + len(spaces))
+    searches = len(spaces) if apart else 1
+    total = exam.prompts * (1 + trials * searches)
+    total += 0 if reported is None else reported.prompts * (1 + searches)
+    curves: dict[int, Curve | None] = {}  # of each exam's plain captions
 
     def sit(config: Mapping[str, Any] | None, on: Exam, name: str) -> ExamScores:
         tick = lambda prompts: advance(name, prompts, total)  # noqa: E731
-        return on.sit(model, processor, config, calibration=calibration, name=name, advance=tick)
+        marks = on.sit(
+            model, processor, config, calibration=calibration, curve=curves.get(id(on)), name=name, advance=tick
+        )
+        if config is None:
+            curves[id(on)] = marks.curve
+        return marks
+
+    taken: dict[str, float] = {}  # seconds of plain's sitting
 
     def score(config: Mapping[str, Any] | None, name: str) -> dict[str, float]:
         stage = json.dumps(config, sort_keys=True)
@@ -161,21 +117,37 @@ def tune(
         if done:
             advance(name, exam.prompts, total)
         else:
-            found = {
-                key: torch.tensor(value, dtype=torch.float64) for key, value in sit(config, exam, name).values.items()
-            }
+            marks = sit(config, exam, name)
+            known = {**marks.values, "seconds": marks.seconds}
+            found = {key: torch.tensor(value, dtype=torch.float64) for key, value in known.items()}
+            found |= {} if config is not None or marks.curve is None else tensors(marks.curve)
             kept.put(stage, found, 1)
-        return {key: float(value) for key, value in found.items()}
+        if config is None:
+            curves[id(exam)] = curve_of(found)
+        values = {key: float(value) for key, value in found.items() if value.ndim == 0}
+        seconds = values.pop("seconds")
+        plain_took = taken.setdefault(PLAIN, seconds)  # plain is scored first
+        return values | {"time": seconds / plain_took if plain_took else 1.0}
 
     try:
         plain = score(None, PLAIN)
         table, chosen = [Trial(PLAIN, {}, plain, True)], {}
-        for space in spaces:
+        for space in spaces if apart else ():
             tried = _search(space, score, plain, objective, held, trials, seed)
             best = _best(tried, plain, objective)
-            table += [Trial(one.name, one.config, one.values, one.kept, one is best) for one in tried]
+            table += [replace(one, best=one is best) for one in tried]
             chosen[space.name] = None if best is None else best.config
-        result: dict[str, Any] = {"objective": objective, "keep": [str(guard) for guard in held], "seed": seed}
+        if not apart:
+            tried, best = compose(spaces, score, plain, held, trials, seed, say)
+            table += tried
+            chosen[NAME] = None if best is None else best.config
+            objective = "equal"
+        result: dict[str, Any] = {
+            "apart": apart,
+            "objective": objective,
+            "keep": [str(guard) for guard in held],
+            "seed": seed,
+        }
         result |= {"examples": len(exam.examples), "trials": [vars(one) for one in table], "chosen": chosen}
         result["report"] = None
         if reported is not None:
@@ -200,7 +172,7 @@ def _search(
     seed: int,
 ) -> list[Trial]:
     """The distinct settings that the optimiser tried, in order; the defaults first."""
-    optuna = _optuna()
+    optuna = optimiser()
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, trials // 3))
     study = optuna.create_study(sampler=sampler, direction="maximize" if HIGHER[objective] else "minimize")
     study.enqueue_trial(space.defaults())
@@ -236,16 +208,6 @@ def _report(runs: Mapping[str, ExamScores], seed: int) -> list[dict[str, Any]]:
             row["differences"] = {key: {"value": value, "interval": between} for key, (value, between) in pairs.items()}
         rows.append(row)
     return rows
-
-
-def _optuna() -> Any:
-    """The optimiser, quiet. Raises SightlineError where it is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise SightlineError("tuning needs optuna: pip install 'sightline[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # below, it prints the traceback of an interrupt
-    return optuna
 
 
 def save(result: Mapping[str, Any], folder: Path) -> list[Path]:

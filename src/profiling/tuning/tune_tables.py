@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SCORES = ("chair_s", "chair_i", "recall", "accuracy", "words")
-HEADS = ("CHAIR_S", "CHAIR_I", "recall", "POPE acc.", "words")
+SCORES = ("chair_s", "chair_i", "equal", "recall", "accuracy", "words", "time")
+HEADS = ("CHAIR_S", "CHAIR_I", "at equal recall", "recall", "POPE acc.", "words", "time")
 WARNING = "Of the data that was tuned on: a search, no result."
 
 
@@ -25,16 +25,17 @@ def settings(config: Mapping[str, Any]) -> str:
 
 def trial_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for one in result["trials"]:
-        verdict = "chosen" if one["best"] else "" if one["kept"] else "breaks a guard"
-        yield [one["name"], settings(one["config"]), *(_cell(key, one["values"][key]) for key in SCORES), verdict]
+        verdict = "Pareto" if one["pareto"] else "" if one["kept"] else "breaks a guard"
+        verdict = "chosen" if one["best"] else verdict
+        yield [one["name"], settings(one["config"]), *(_cell(key, one["values"].get(key)) for key in SCORES), verdict]
 
 
 def report_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
     for run in result["report"]["runs"]:
         cells = [run["name"]]
         for key in SCORES:
-            low, high = (_cell(key, edge) for edge in run["intervals"][key])
-            cells.append(f"{_cell(key, run['values'][key])} ({low}–{high})")
+            low, high = (_cell(key, edge) for edge in run["intervals"].get(key, (None, None)))
+            cells.append(f"{_cell(key, run['values'][key])} ({low}–{high})" if low else "")
         if "differences" in run:
             found = run["differences"][result["objective"]]
             low, high = (f"{100 * edge:+.1f}" for edge in found["interval"])
@@ -54,7 +55,7 @@ def terminal(result: Mapping[str, Any]) -> list[RenderableType]:
         table.add_column(column, justify="left" if column in ("trial", "settings", "") else "right", overflow="fold")
     for row, one in zip(trial_rows(result), result["trials"], strict=True):
         table.add_row(*row, style="bold green" if one["best"] else "" if one["kept"] else "dim")
-    table.caption = f"{WARNING} Objective: {result['objective']}; guards: {', '.join(result['keep'])}."
+    table.caption = f"{WARNING} {_aim(result)}."
     parts: list[RenderableType] = [table]
     without = [name for name, config in result["chosen"].items() if config is None]
     if without:
@@ -74,8 +75,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Tuning",
         "",
-        f"{WARNING} {result['examples']} pictures, seed {result['seed']}; objective {result['objective']}, guards "
-        f"{', '.join(result['keep'])} (points against plain; words in percent).",
+        f"{WARNING} {result['examples']} pictures, seed {result['seed']}. {_aim(result)} (points against plain; words in "
+        "percent).",
         "",
         *_table(("trial", "settings", *HEADS, ""), trial_rows(result)),
         "",
@@ -92,10 +93,25 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"Made by `{result['command']}` with {made}.", ""])
 
 
+def _aim(result: Mapping[str, Any]) -> str:
+    """What was searched for."""
+    held = f"guards: {', '.join(result['keep'])}"
+    if result["apart"]:
+        return f"Objective: {result['objective']}; {held}"
+    return (
+        "Methods and decoder together, for CHAIR_I at equal recall, recall and time: Pareto, that no other one is as good in "
+        f"all three; chosen, of these the lowest at equal recall; {held}"
+    )
+
+
 def _table(head: tuple[str, ...], rows: Iterator[list[str]]) -> list[str]:
     body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *body]
 
 
-def _cell(score: str, value: float) -> str:
-    return f"{value:.1f}" if score == "words" else f"{100 * value:.1f}"
+def _cell(score: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if score == "equal":
+        return f"{100 * value:+.1f}"
+    return f"{value:.1f}" if score == "words" else f"{value:.2f}" if score == "time" else f"{100 * value:.1f}"

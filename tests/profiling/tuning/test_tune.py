@@ -17,15 +17,18 @@ import yaml
 from PIL import Image
 from sightline import ConfigError, SightlineError, testbed
 from sightline.benchmarks.public.chair import Chair
+from sightline.benchmarks.public.equal import Curve
 from sightline.cli import main as cli
 from sightline.common.statistics import Ratio
 from sightline.models.loading import load_model
 from sightline.models.prompting import ask
 from sightline.models.samples import Example, Region, Sample
 from sightline.plugin.config import Config
+from sightline.profiling.tuning.compositions import Compositions, pareto
 from sightline.profiling.tuning.exam import Exam, ExamScores, exams
+from sightline.profiling.tuning.guards import KEPT, Guard, Trial, guards
 from sightline.profiling.tuning.space import Space, spaces
-from sightline.profiling.tuning.tune import KEPT, PARTIAL, PLAIN, Guard, guards, save, tune
+from sightline.profiling.tuning.tune import PARTIAL, PLAIN, save, tune
 from sightline.profiling.tuning.tune_tables import markdown
 
 from tests.helpers.engine import assert_message
@@ -179,8 +182,10 @@ def space(low: float, high: float) -> Space:
     )
 
 
-def search(paper: Paper, low: float = 1.0, high: float = 4.0, **options: Any) -> dict[str, Any]:
-    return tune(None, None, [space(low, high)], paper, trials=30, **options)  # type: ignore[arg-type]
+def search(
+    paper: Paper, low: float = 1.0, high: float = 4.0, objective: str = "chair_i", **options: Any
+) -> dict[str, Any]:
+    return tune(None, None, [space(low, high)], paper, apart=True, objective=objective, trials=30, **options)  # type: ignore[arg-type]
 
 
 def test_the_best_setting_that_keeps_the_guards_is_chosen() -> None:
@@ -219,7 +224,7 @@ def test_a_small_choice_is_not_tried_twice() -> None:
     few = Space(
         "vhr", {"methods": [{"vhr": {"alpha": None}}]}, {"vhr.alpha": (("methods", 0, "vhr", "alpha"), [1.5, 2.0])}
     )
-    result = tune(None, None, [few], paper, trials=12)  # type: ignore[arg-type, list-item]
+    result = tune(None, None, [few], paper, apart=True, objective="chair_i", trials=12)  # type: ignore[arg-type]
     assert sorted(paper.sat) == [1.5, 2.0]
     assert result["chosen"]["vhr"]["methods"][0]["vhr"]["alpha"] == 2.0
 
@@ -240,6 +245,86 @@ def test_it_reports_on_other_pictures_only() -> None:
     assert "other pictures" in text
     with pytest.raises(ConfigError, match="--objective"):
         search(Paper(law), objective="chair")
+
+
+# --- compositions ----------------------------------------------------------------------------------------------------
+
+
+def entries(config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What a configuration uses, by name."""
+    config = config or {}
+    used = [*config.get("methods", ()), *([config["decoder"]] if config.get("decoder") else [])]
+    return {name: settings for entry in used for name, settings in entry.items()}
+
+
+@dataclass
+class Ward(Paper):
+    """An exam in which vhr and vcd help only together, pai names less, icd is refused, and every part costs time."""
+
+    law: Callable[[float], tuple[float, float]] = lambda alpha: (0.0, 0.0)
+
+    def sit(self, model: Any, processor: Any, config: Mapping[str, Any] | None, **given: Any) -> ExamScores:
+        used = entries(config)
+        if "icd" in used:
+            raise ConfigError("icd does not fit")
+        # 1000 plain captions with a true object, then a hallucinated one in 400 of them, then a true one.
+        bad = 400 - (200 if {"vhr", "vcd"} <= set(used) else 0)
+        flags = [(False, number < bad, False)[: 1 if "pai" in used else 3] for number in range(1000)]
+        first = [(True, False, True)[: len(row)] for row in flags]
+        recalled = [sum(row) for row in first]
+        chair = Chair(flags, recalled, recalled, [2] * 1000, [20] * 1000, first)
+        curve = Curve.of(chair.naming, chair.objects) if config is None else given["curve"]
+        return ExamScores(chair, Ratio.of([8], [10]), curve, 1.0 + len(used))
+
+
+PARTS = ["vhr", "pai", "vcd", "icd"]
+
+
+def test_methods_and_decoder_are_searched_together() -> None:
+    said: list[str] = []
+    result = tune(None, None, spaces(PARTS), Ward(), trials=60, say=said.append)  # type: ignore[arg-type]
+    chosen = result["chosen"]["composition"]
+    assert {"vhr", "vcd"} <= set(entries(chosen)) <= {"vhr", "vcd"}  # the cheapest that has both
+    assert Config.load(chosen).dump()
+    names = [set(entries(trial["config"])) for trial in result["trials"]]
+    assert names[0] == set()
+    for alone in ({"vhr"}, {"pai"}, {"vcd"}):
+        assert alone in names[1:4]  # each by itself comes first
+    assert any("icd does not fit" in line for line in said)
+    (best,) = [trial for trial in result["trials"] if trial["best"]]
+    assert best["pareto"]
+    assert best["values"]["equal"] == pytest.approx(200 / 3000 - 400 / 3000)
+    assert best["values"]["time"] == 3.0
+    shorter = [trial for trial in result["trials"] if set(entries(trial["config"])) == {"pai"}]
+    assert all(trial["values"]["chair_i"] == 0 for trial in shorter)  # which CHAIR takes for the best of all
+    assert all(trial["values"]["equal"] == pytest.approx(0) for trial in shorter)  # and stopping early gives as well
+    text = markdown(result)
+    assert "Pareto" in text
+    assert "| composition#1 | vhr(" in text
+
+
+def test_a_composition_that_is_no_better_than_stopping_early_is_not_chosen() -> None:
+    result = tune(None, None, spaces(["pai"]), Ward(), trials=8)  # type: ignore[arg-type]
+    assert result["chosen"] == {"composition": None}
+
+
+def test_parts_that_set_one_method_cannot_be_composed() -> None:
+    with pytest.raises(ConfigError, match=r"--methods vhr,vhr-static: both set vhr.*--apart"):
+        Compositions.of(spaces(["vhr", "vhr-static"]))
+
+
+def test_pareto() -> None:
+    def trial(name: str, equal: float, recall: float, time: float) -> Trial:
+        return Trial(name, {}, {"equal": equal, "recall": recall, "time": time}, True)
+
+    some = [
+        trial("low", -0.3, 0.5, 2.0),
+        trial("full", -0.1, 0.7, 2.0),
+        trial("fast", -0.1, 0.5, 1.1),
+        trial("worse", -0.1, 0.5, 2.0),
+        trial("same", -0.3, 0.5, 2.0),
+    ]
+    assert [one.name for one in pareto(some)] == ["low", "full", "fast", "same"]
 
 
 def test_what_is_saved(tmp_path: Path) -> None:
@@ -394,6 +479,7 @@ def test_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "tune",
         "embedded",
+        "--apart",
         "--methods",
         "vhr-static,pai+vcd",
         "--samples",
@@ -424,6 +510,7 @@ def test_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--methods", "vrh"], ["vrh", "vhr"]),
         (["--methods", "vhr", "--space", "missing.yaml"], ["missing.yaml"]),
         (["--methods", "vhr", "--objective", "chair"], ["chair", "chair_i"]),
+        (["--methods", "vhr,vhr-static"], ["both set vhr", "--apart"]),
         (["--methods", "vhr", "--keep", "recall"], ["recall:-1"]),
         (["--methods", "vhr", "--data", "missing"], ["missing", "--data"]),
     ],
