@@ -30,29 +30,29 @@ os.environ |= {
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with SmolLM2-135M-Instruct as a checkpoint."""
-    from tests.serving.served.models import save_smollm2
+    from tests.serving.served.models import apart, save_smollm2
 
-    return save_smollm2(tmp_path_factory.mktemp("smollm2"))
+    return apart(save_smollm2, tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     """A folder with a LLaVA whose text model is SmolLM2's first layers, its tower random."""
-    from tests.serving.served.models import save_llava
+    from tests.serving.served.models import apart, save_llava
 
-    return save_llava(tmp_path_factory.mktemp("llava"), smollm2)
+    return apart(save_llava, tmp_path_factory.mktemp("llava"), smollm2)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function from a model type to a folder with a random model of four layers."""
-    from tests.serving.served.models import save_tiny
+    from tests.serving.served.models import apart, save_tiny
 
     made: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
         if kind not in made:
-            made[kind] = save_tiny(tmp_path_factory.mktemp(kind), kind)
+            made[kind] = apart(save_tiny, tmp_path_factory.mktemp(kind), kind)
         return made[kind]
 
     return folder

@@ -1,12 +1,18 @@
-"""Checkpoints to serve, and what transformers says of them."""
+"""Checkpoints to serve, and what transformers says of them.
+
+transformers runs in a process of its own (`apart`): vLLM, where it runs transformers' code, changes its classes.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sightline
 import torch
@@ -16,6 +22,19 @@ from sightline.serving import engine
 CALIBRATED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LAYERS, HEADS = 4, 4  # of the random models
 OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8, "seed": 0}
+
+
+T = TypeVar("T")
+
+
+@cache
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def apart(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function of this package in the process of transformers."""
+    return _process().submit(function, *args, **kwargs).result()
 
 
 def save_smollm2(folder: Path) -> Path:
@@ -145,10 +164,10 @@ def started(model: Path, config: Any, known: Any = None, **options: Any) -> Iter
 
 
 def answers(
-    model: Any, prompts: Sequence[Sequence[int]], config: Any, count: int, *, known: Any = None, **more: Any
+    folder: Path, prompts: Sequence[Sequence[int]], config: Any, count: int, *, known: Any = None, **more: Any
 ) -> list[list[int]]:
     """What transformers says, greedily, to each prompt alone; under a configuration, or plain (None)."""
-    said = []
+    said, model = [], loaded(folder)
     for ids in prompts:
         inputs = torch.tensor([list(ids)])
         given = {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), **more}  # a padding token may be said
@@ -162,6 +181,36 @@ def answers(
     return said
 
 
+def replies(folder: Path, prompts: Sequence[tuple[str, Any]], config: Any, count: int, known: Any) -> list[list[int]]:
+    """What transformers says, greedily, to each text with its picture or none, as `answers`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder).float().eval()
+    processor, said = AutoProcessor.from_pretrained(folder), []
+    for text, picture in prompts:
+        inputs = processor(text=text, images=picture, return_tensors="pt")
+        given = {**inputs, "max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+        with sightline.attach(model, config or {"methods": []}, calibration=known):
+            out = model.generate(**given)
+        said.append(out[0, inputs["input_ids"].shape[1] :].tolist())
+    return said
+
+
+def logprobs(folder: Path, ids: Sequence[int], config: Any, count: int, known: Any) -> list[list[float]]:
+    """The log-probabilities from which transformers takes each greedy token, under a configuration."""
+    model = loaded(folder)
+    with sightline.attach(model, config, calibration=known):
+        out = model.generate(
+            torch.tensor([list(ids)]),
+            max_new_tokens=count,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    return [scores[0].float().log_softmax(-1).tolist() for scores in out.scores]
+
+
+@cache
 def loaded(folder: Path) -> Any:
     """The same checkpoint in transformers."""
     from transformers import AutoModelForCausalLM

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sightline
 from PIL import Image
 
-from tests.serving.served.models import PICTURE, greedy, started, tokens
+from tests.serving.served.models import PICTURE, apart, greedy, replies, started, tokens
 
 COUNT, LAYERS, HEADS = 20, 6, 9
 DRAWN = [Image.fromarray(np.random.default_rng(seed).integers(0, 255, (96, 96, 3), dtype=np.uint8)) for seed in (0, 1)]
@@ -29,28 +28,13 @@ VHR = {"methods": [{"vhr": {"static": True, "alpha": 3.0, "layers": [1, 3, 5]}}]
 BOTH = {**VHR, "decoder": {"decore": {"head_list": [[2, 1], [3, 4], [4, 0]]}}}
 
 
-def said(model: Any, processor: Any, config: Any, text: str, picture: Any = None) -> list[int]:
-    inputs = processor(text=text, images=picture, return_tensors="pt")
-    given = {**inputs, "max_new_tokens": COUNT, "min_new_tokens": COUNT, "do_sample": False}
-    if config is None:
-        out = model.generate(**given)
-    else:
-        with sightline.attach(model, config, calibration=KNOWN):
-            out = model.generate(**given)
-    return out[0, inputs["input_ids"].shape[1] :].tolist()
-
-
 @pytest.mark.parametrize("config", [VHR, BOTH], ids=["vhr", "vhr-decore"])
 def test_pictures_and_none_in_one_batch(llava: Path, config: Any) -> None:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(llava).float().eval()
-    processor = AutoProcessor.from_pretrained(llava)
     pairs = list(zip(SHOWN, DRAWN, strict=True))
-    seeing = [said(model, processor, config, text, picture) for text, picture in pairs]
-    plain = [said(model, processor, None, text, picture) for text, picture in pairs]
+    seeing, plain = (apart(replies, llava, pairs, attached, COUNT, KNOWN) for attached in (config, None))
     # Without a picture static vhr leaves all heads alone, which is what it says of such a row of a batch.
-    blind = said(model, processor, {"decoder": config["decoder"]} if "decoder" in config else None, BLIND)
+    left = {"decoder": config["decoder"]} if "decoder" in config else None
+    (blind,) = apart(replies, llava, [(BLIND, None)], left, COUNT, KNOWN)
     assert seeing != plain
     with started(llava, config, KNOWN, limit_mm_per_prompt={"image": 1}, max_num_batched_tokens=512) as llm:
         shown = [{"prompt": text, "multi_modal_data": {"image": picture}} for text, picture in pairs]

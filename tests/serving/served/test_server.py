@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.served.models import answers, loaded
+from tests.serving.served.models import answers, apart
 
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 CONFIG = "methods: [{head_gain: {head_list: [[3, 1], [10, 4], [20, 2], [29, 8]], gain: -1.0}}]\n"
@@ -73,11 +73,11 @@ def test_a_server_by_the_openai_client(smollm2: Path, tmp_path: Path, port: int)
 
     config = tmp_path / "gains.yaml"
     config.write_text(CONFIG)
-    tokenizer, model = AutoTokenizer.from_pretrained(smollm2), loaded(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True)["input_ids"]
     expected = {}
     for choice, attached in (("on", str(config)), ("off", None)):
-        (said,) = answers(model, [ids], attached, COUNT)
+        (said,) = apart(answers, smollm2, [ids], attached, COUNT)
         expected[choice] = tokenizer.decode(said, skip_special_tokens=True)
     assert expected["on"] != expected["off"]
     kept = {"min_tokens": COUNT}

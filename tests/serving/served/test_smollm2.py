@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sightline
-import torch
 
-from tests.serving.served.models import answers, asked, calibration, greedy, loaded, started, tokens
+from tests.serving.served.models import answers, apart, asked, calibration, greedy, logprobs, started, tokens
 
 STORY = "The Eiffel Tower was finished in 1889. It stands in Paris and is 330 metres tall. "
 TEXTS = [
@@ -29,11 +27,12 @@ DECORE = {"decoder": {"decore": {"heads": 20}}}
 class Served:
     """A running engine, and what transformers says to the same prompts."""
 
-    def __init__(self, llm: Any, model: Any, config: Any, prompts: list[list[int]]):
-        self.llm, self.model, self.config, self.prompts = llm, model, config, prompts
-        self.known = calibration()
-        self.mitigated = answers(model, prompts, config, COUNT, known=self.known)
-        self.plain = answers(model, prompts, None, COUNT)
+    def __init__(self, llm: Any, folder: Path, config: Any, prompts: list[list[int]]):
+        self.llm, self.folder, self.prompts, self.known = llm, folder, prompts, calibration()
+        self.mitigated, self.plain = (self.expected(prompts, attached) for attached in (config, None))
+
+    def expected(self, prompts: list[list[int]], config: Any) -> list[list[int]]:
+        return apart(answers, self.folder, prompts, config, COUNT, known=self.known)
 
     def say(self, prompts: list[list[int]], parameters: Any) -> list[Any]:
         return self.llm.generate(asked(prompts), parameters, use_tqdm=False)
@@ -54,7 +53,7 @@ def prompts(smollm2: Path) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def gains(smollm2: Path, prompts: list[list[int]]) -> Iterator[Served]:
     with started(smollm2, GAINS) as llm:
-        yield Served(llm, loaded(smollm2), GAINS, prompts)
+        yield Served(llm, smollm2, GAINS, prompts)
 
 
 def test_gains_by_request(gains: Served) -> None:
@@ -78,7 +77,7 @@ def decore(smollm2: Path, prompts: list[list[int]]) -> Iterator[Served]:
     """With chunks of 48 tokens, and too few blocks for ten requests at once."""
     narrow = {"max_num_batched_tokens": 48, "max_num_seqs": 10, "num_gpu_blocks_override": 24, "block_size": 32}
     with started(smollm2, DECORE, calibration(), disable_log_stats=False, **narrow) as llm:
-        yield Served(llm, loaded(smollm2), DECORE, prompts)
+        yield Served(llm, smollm2, DECORE, prompts)
 
 
 def test_decore_in_chunks_and_preempted(decore: Served) -> None:
@@ -104,7 +103,7 @@ def test_a_conversation_goes_on_over_shared_blocks(decore: Served) -> None:
     for choice, config, said in (("on", DECORE, decore.mitigated), ("off", None, decore.plain)):
         longer = [*first, *said[-1], *decore.prompts[0]]
         (output,) = decore.say([longer], greedy(COUNT, choice))
-        assert tokens([output]) == answers(decore.model, [longer], config, COUNT, known=decore.known)
+        assert tokens([output]) == decore.expected([longer], config)
         assert output.num_cached_tokens >= len(first) // 32 * 32 - 32
 
 
@@ -124,18 +123,10 @@ def test_sampling_with_a_seed_repeats_itself(decore: Served) -> None:
 def test_logprobs_are_of_the_contrasted_scores(decore: Served) -> None:
     ids = decore.prompts[0]
     (output,) = decore.say([ids], greedy(4, logprobs=5))
-    with sightline.attach(decore.model, DECORE, calibration=decore.known):
-        out = decore.model.generate(
-            torch.tensor([ids]),
-            max_new_tokens=4,
-            do_sample=False,
-            output_scores=True,
-            return_dict_in_generate=True,
-        )
-    for scores, found in zip(out.scores, output.outputs[0].logprobs, strict=True):
-        expected = scores[0].float().log_softmax(-1)
+    expected = apart(logprobs, decore.folder, ids, DECORE, 4, decore.known)
+    for scores, found in zip(expected, output.outputs[0].logprobs, strict=True):
         for token, one in found.items():
-            assert one.logprob == pytest.approx(float(expected[token]), abs=2e-3)
+            assert one.logprob == pytest.approx(scores[token], abs=2e-3)
 
 
 def test_stop_strings_and_streams_end_an_answer(decore: Served) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serving.served.models import HEADS, LAYERS, answers, asked, greedy, loaded, started, tokens
+from tests.serving.served.models import HEADS, LAYERS, answers, apart, asked, greedy, started, tokens
 
 PROMPTS = [
     torch.randint(10, 380, (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -43,11 +43,10 @@ COUNT = 24
 def test_a_served_model_answers_as_transformers_does(tiny: Any, kind: str, name: str, code: str) -> None:
     """With the plan and, in the same batch, without it; then again over a warm cache; then a longer conversation."""
     folder, config = tiny(kind), CONFIGS[name]
-    model = loaded(folder)
-    plain, mitigated = answers(model, PROMPTS, None, COUNT), answers(model, PROMPTS, config, COUNT)
+    plain, mitigated = (apart(answers, folder, PROMPTS, attached, COUNT) for attached in (None, config))
     assert plain != mitigated
     longer = [prompt + said + prompt[:9] for prompt, said in zip(PROMPTS, mitigated, strict=True)]
-    later = answers(model, longer, config, COUNT)
+    later = apart(answers, folder, longer, config, COUNT)
     with started(folder, config, model_impl=code, skip_tokenizer_init=True, block_size=32) as llm:
         both = [greedy(COUNT, choice, detokenize=False) for choice in ("on", "off") for _ in PROMPTS]
         for _ in range(2):
