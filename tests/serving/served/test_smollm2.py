@@ -19,7 +19,7 @@ TEXTS = [
     "The president of the United States in 1999 was",
     STORY * 6 + "Question: When was the tower finished?\nAnswer:",
 ]
-COUNT = 32
+COUNT = 24
 GAINS = {"methods": [{"head_gain": {"head_list": [[3, 1], [10, 4], [20, 2], [29, 8]], "gain": -1.0}}]}
 DECORE = {"decoder": {"decore": {"heads": 20}}}
 
@@ -67,7 +67,9 @@ def test_gains_by_request(gains: Served) -> None:
 
 
 def test_another_choice_is_refused(gains: Served) -> None:
-    with pytest.raises(ValueError, match="'sightline' must be 'on' or 'off', not 'maybe'"):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="'sightline' must be 'on' or 'off', not 'maybe'"):
         gains.say(gains.prompts[:1], greedy(4, "maybe"))
     assert tokens(gains.say(gains.prompts[:1], greedy(COUNT))) == gains.mitigated[:1]  # the engine lives on
 
@@ -104,20 +106,8 @@ def test_a_conversation_goes_on_over_shared_blocks(decore: Served) -> None:
         longer = [*first, *said[-1], *decore.prompts[0]]
         (output,) = decore.say([longer], greedy(COUNT, choice))
         assert tokens([output]) == decore.expected([longer], config)
-        assert output.num_cached_tokens >= len(first) // 32 * 32 - 32
-
-
-def test_sampling_with_a_seed_repeats_itself(decore: Served) -> None:
-    from vllm import SamplingParams
-
-    drawn = SamplingParams(temperature=0.9, top_p=0.9, seed=11, max_tokens=12, n=2)
-    first, second = (
-        [[list(one.token_ids) for one in output.outputs] for output in decore.say(decore.prompts[:3], drawn)]
-        for _ in range(2)
-    )
-    assert first == second
-    assert all(len(answers) == 2 for answers in first)
-    assert any(one != other for one, other in first)
+        if choice == "on":  # its blocks are the last ones that were filled
+            assert output.num_cached_tokens == (len(first) - 1) // 32 * 32
 
 
 def test_logprobs_are_of_the_contrasted_scores(decore: Served) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serving.served.models import HEADS, LAYERS, answers, apart, asked, greedy, started, tokens
+from tests.serving.served.models import HEADS, LAYERS, answers, apart, asked, greedy, sampled, started, tokens
 
 PROMPTS = [
     torch.randint(10, 380, (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -41,7 +41,7 @@ COUNT = 24
 
 @pytest.mark.parametrize(("kind", "name", "code"), CASES, ids=["-".join(case) for case in CASES])
 def test_a_served_model_answers_as_transformers_does(tiny: Any, kind: str, name: str, code: str) -> None:
-    """With the plan and, in the same batch, without it; then again over a warm cache; then a longer conversation."""
+    """With the plan and, in the same batch, without it; again over a warm cache; a longer conversation; seeds."""
     folder, config = tiny(kind), CONFIGS[name]
     plain, mitigated = (apart(answers, folder, PROMPTS, attached, COUNT) for attached in (None, config))
     assert plain != mitigated
@@ -56,3 +56,13 @@ def test_a_served_model_answers_as_transformers_does(tiny: Any, kind: str, name:
         outputs = llm.generate(asked(longer), greedy(COUNT, detokenize=False), use_tqdm=False)
         assert tokens(outputs) == later
         assert any(one.num_cached_tokens for one in outputs)  # the cache was shared, and exact
+        drawn = sampled(COUNT)
+        first, second = (
+            [
+                [list(one.token_ids) for one in output.outputs]
+                for output in llm.generate(asked(PROMPTS), drawn, use_tqdm=False)
+            ]
+            for _ in range(2)
+        )
+        assert first == second
+        assert any(one != other for one, other in first)
