@@ -1,5 +1,6 @@
-"""Writes what the registry knows into the documentation: the README's method table, and `eval/composition.md`.
+"""Writes what the registry knows into the documentation.
 
+The README's method table, `eval/composition.md`, and the facts and settings on each page of `docs/methods/`.
 `python -m sightline.cli.docs` writes, `--check` only compares.
 """
 
@@ -11,10 +12,12 @@ from pathlib import Path
 from ..plugin.branches.decoder import DECODERS
 from ..plugin.composition import exclusion, order_matters
 from ..plugin.config import methods
+from ..plugin.core.method import Registered
 from ..plugin.core.registry import METHODS
 
 BEGIN, END = "<!-- methods: written by make docs -->", "<!-- methods: end -->"
-README, COMPOSITION = Path("README.md"), Path("eval/composition.md")
+FACTS = "<!-- facts: written by make docs -->", "<!-- facts: end -->"
+README, COMPOSITION, PAGES = Path("README.md"), Path("eval/composition.md"), Path("docs/methods")
 
 
 def method_table() -> str:
@@ -26,13 +29,33 @@ def method_table() -> str:
     return "\n".join(lines)
 
 
-def updated(text: str) -> str:
-    """`text` with the table between its marks replaced. Raises ValueError where a mark is missing."""
-    head, _, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not end:
-        raise ValueError(f"the README lacks the marks {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n{method_table()}\n{END}{tail}"
+def updated(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
+    """`text` with what stands between its marks replaced. Raises ValueError where a mark is missing."""
+    head, _, rest = text.partition(begin)
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise ValueError(f"the page lacks the marks {begin} and {end}")
+    return f"{head}{begin}\n{new}\n{end}{tail}"
+
+
+def facts(method: type[Registered]) -> str:
+    """Markdown: what a method is, where it comes from, what it costs and needs, and its settings."""
+    needs = ", ".join(f"`{section}`" for section in method.needs) or "nothing"
+    lines = [
+        f"{method.kind.capitalize()} `{method.name}`: {method.summary}.",
+        "",
+        f"- Source: {method.source}",
+        f"- Cost: {method.cost}",
+        f"- Needs from the calibration: {needs}",
+        "",
+        "| setting | default | meaning |",
+        "|---|---|---|",
+    ]
+    for name, field in method.config.model_fields.items():
+        default = "required" if field.is_required() else f"`{'null' if field.default is None else field.default}`"
+        meaning = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `{field.alias or name}` | {default} | {meaning} |")
+    return "\n".join(lines)
 
 
 def composition_page() -> str:
@@ -93,11 +116,21 @@ def composition_page() -> str:
 
 def main() -> int:
     readme = README.read_text(encoding="utf-8")
-    stale = []
-    for path, old, new in (
-        (README, readme, updated(readme)),
+    written = [
+        (README, readme, updated(readme, method_table())),
         (COMPOSITION, COMPOSITION.read_text(encoding="utf-8") if COMPOSITION.exists() else "", composition_page()),
-    ):
+    ]
+    for name, method in methods().items():
+        path = PAGES / f"{name}.md"
+        if not path.exists():
+            print(
+                f"{path} is missing: what {name} does, what paper and release say, what was measured", file=sys.stderr
+            )
+            return 1
+        page = path.read_text(encoding="utf-8")
+        written.append((path, page, updated(page, facts(method), *FACTS)))
+    stale = []
+    for path, old, new in written:
         if new != old:
             stale.append(path)
             if "--check" not in sys.argv[1:]:

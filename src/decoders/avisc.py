@@ -7,9 +7,7 @@ only them: the embeddings of the others are zero.
 
     score = (1 + a) z - a z'   where p >= beta * max p, else -inf
 
-Raw logits; gamma 0.5, beta 0.1; lambda 1 in the scripts (0.99 in the parser); a = 1 by default, 3 for POPE and 2.5 for
-LLaVA-Bench and AMBER in the scripts, sampling. The release fixes the blind set once per prompt, as here. Refused for
-models that add image features between layers (Qwen3-VL): there the embeddings are not all that the image brings.
+What paper and release say apart from that, and what is ours: docs/methods/avisc.md.
 """
 
 from __future__ import annotations

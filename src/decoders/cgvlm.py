@@ -11,17 +11,7 @@ keys, every head of the chosen layers gets the same bonus, from its logits s:
 
     s_hj <- s_hj + alpha * mean over heads h' of |s_h'j|
 
-Published: k 50, alpha 0.5, layers 5 to 18 of 32 (here in proportion), threshold 1.0 in the POPE runner (0.5 in the
-configuration's default); text masked is the same picture with empty text, image masked a picture of uniformly random
-pixels. The release runs InstructBLIP only, one prompt at a time, and its image range [1, 33) is one off; where its
-attention hook fails, as it does with newer transformers, it goes on without the boost. Here the image is where it is.
-
-Ours: empty text is the prompt without its question, the template stays; a Q-Former that reads the question hears
-nothing. The random pixels have a seed, lie between the smallest and the largest value of the picture, and are drawn for
-each picture alike; `picture: none` takes the image out instead. The gate opens per row (the mean over a batch of one in
-the release) and, as in the release, runs without any boost: its keys are those of a model that was never boosted, apart
-from the caller's, and attention methods act on the answering pass alone. The four runs are one batched pass behind the
-prompt. Secondary sinks get no bonus where the calibration lists them (`plugin/secondary.py`).
+What paper and release say apart from that, and what is ours: docs/methods/cgvlm.md.
 """
 
 from __future__ import annotations

@@ -8,13 +8,7 @@ answers from memory; what the context adds is the difference:
 a is a number (static, 0.5), or the entropy of p at each step (the default; natural logarithm; `scale` divides it by
 ln |V|, `cap` clips it, both off in the release), or the gain H(p') - H(p), which may be negative (release only).
 
-`mask: query` zeroes the masked heads' queries, so they average their values over all keys: the release does so and the
-published numbers come from it. `mask: output` zeroes their outputs, as the paper prints. In a generation the release
-masks from the last prompt token on, over the prompt's shared keys; where it scores given answers it masks every row
-(`span: auto`). Published numbers of heads lie between 10 and 100 of a 7B model's 1,024 and were chosen per task on the
-test sets. There is no plausibility cutoff. `random` is the control: heads by chance, none of them a chosen one (the
-release's control forgets to leave the retrieval heads out). Ours: `by` takes scores that say where a head looks things
-up in a picture.
+What paper and release say apart from that, and what is ours: docs/methods/decore.md.
 """
 
 from __future__ import annotations

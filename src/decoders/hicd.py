@@ -5,10 +5,7 @@ ones (calibration section `inducing_heads`) are made to look at all keys alike; 
 
     score = log_softmax(log p + a (log p - log p'))
 
-Published: 30 heads, a = 1.1 for HellaSwag (0.38 to 2 for others, per task), no plausibility cutoff. The release disperses
-only passes of more than one row, so that cached decode steps attend normally, over keys that the prompt's pass has
-perturbed: `span: prompt`. The default disperses every row. Its two generations for open-ended text run apart and drift;
-here both follow the same tokens.
+What paper and release say apart from that, and what is ours: docs/methods/hicd.md.
 """
 
 from __future__ import annotations

@@ -4,10 +4,7 @@ Source: arXiv 2403.18715 (Findings of ACL 2024) and its release. The copy is tol
 
     score = (1 + a) z - a z'   where p >= beta * max p, else -inf
 
-Raw logits; a = 1, beta = 0.1, sampling. The release tries five roles per model and keeps the results of each; in LLaVA
-the role replaces the system prompt, in InstructBLIP it goes to the Q-Former alone (`place: qformer`). Ours: the
-instruction is put in front of the user's question, which every chat template allows, or (`place: start`) behind the first
-token of the prompt; a Q-Former that reads the question gets it, too.
+What paper and release say apart from that, and what is ours: docs/methods/icd.md.
 """
 
 from __future__ import annotations

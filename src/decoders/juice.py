@@ -5,8 +5,7 @@ Source: arXiv 2503.10996 (ICML 2025) and its release. Heads that favour the want
 run's head output gets + a_e (enhance) or - a_s (suppress) times the *first*, clean run's output of the same head, through
 that head's slice of W_O. The logits of the second run are the answer; nothing is contrasted.
 
-Published: 5 heads each (10 for some models and tasks), strengths from a grid of 0..5 per model, chosen on validation data;
-the defaults here are 1. In the release each step recomputes both runs; here both keep their keys, which is the same.
+What paper and release say apart from that, and what is ours: docs/methods/juice.md.
 """
 
 from __future__ import annotations

@@ -9,21 +9,12 @@ Its score is the mean of S over the target layers and over the keys J behind the
 top-K tokens one is drawn by probability and taken if its score reaches tau = alpha * (mean score of the last W tokens
 taken; 0 before the first), else it is dropped and another drawn; after R rounds the best score is taken.
 
-Published: K 5, R 3, alpha 0.6, W 5, no temperature. J begins right behind the image, so the question and the template
-are in it; `span: generated` (ours) leaves only the answer's tokens. Layers: 6 to 8 in the release, here in proportion;
-"middle-to-deep" in the paper. Ambiguous: one print of the paper has no bars on S (there are here), and the norm has no
-axis there; in the release it is a row's over its keys. "The rest of the top-K" that is scored after R rounds is taken as
-all of it. The release reads S at the candidate's own row, whose gradient is zero by causality, and so takes every first
-draw; one user saw no effect of it.
-
 Here the scores are the logarithm of the law of that sampling, exactly: plain sampling (temperature 1, no other filter)
 draws as R rounds would, rejected tokens and those outside the top-K have -inf, and greedy and beam search take the
 likeliest outcomes. `rounds: null` draws until a candidate is taken, or all are dropped: then the law is p, cut to the
 accepted candidates. One pass serves all K; each costs a backward pass over one row, from the first target layer up.
 
-Ours: a row without an image (a text model's) has J behind the prompt. Where J is empty any draw is taken (a score of 1
-in the release) and not remembered. A token that was no candidate, such as a user's next words, leaves no score; of given
-answers (`sightline.score`) the candidates among the tokens do, even if they would have been dropped.
+What paper and release say apart from that, and what is ours: docs/methods/sgrs.md.
 """
 
 from __future__ import annotations

@@ -10,15 +10,7 @@ is stretched to pixels (bilinear; being linear, once at the end). The share `top
 regions are ranked by the sum of S, `regions` of them stay; the rest turns black, the box around them is cut out and
 enlarged to the picture's size. The question is then asked again.
 
-pictures: "refined" is the paper, which asks about the refined picture alone; "both" the release, which shows the original
-and the refined one in one prompt. top: 0.2 is the release's, the paper finds 0.2 to 0.6 best with 2 or 3 regions; the
-release keeps a fifth of the regions and at least three (`regions` none). lambda 1e-8 is the release's; the paper's tau of
-0.05 has no clear place. The release asks for a single word or phrase after the question: write it into yours.
-
-Ours: both prompts are read in one batch and answered with a cache, where the release reads 32 growing prompts twice; a
-step counts while both answers go on, so short answers end the look early. `steps: 1` looks at the prompt alone and ends
-both readings behind the last of `layers`. Regions touch along edges. Layers of other depths in proportion. The look is
-the plain model's, whatever is attached. A flat map keeps the whole picture.
+What paper and release say apart from that, and what is ours: docs/methods/carve.md.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sightline
 import torch
-from sightline.cli.docs import method_table, updated
+from sightline.cli.docs import FACTS, facts, method_table, updated
 from sightline.plugin.core import registry
 
 from tests.helpers import tiny
@@ -19,13 +19,24 @@ ROOT = Path(__file__).parents[2]
 
 def test_readme_table_is_the_registrys() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert updated(text) == text
+    assert updated(text, method_table()) == text
     assert all(f"| `{name}` |" in method_table() for name in sightline.methods())
+
+
+@pytest.mark.parametrize("name", sightline.methods())
+def test_every_method_has_a_page(name: str) -> None:
+    """With the registry's facts and settings on it, and links that lead somewhere."""
+    page = ROOT / "docs" / "methods" / f"{name}.md"
+    text = page.read_text(encoding="utf-8")
+    assert updated(text, facts(sightline.methods()[name]), *FACTS) == text
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+    assert (ROOT / text.split("Code: `")[1].split("`")[0]).exists()
 
 
 def test_readme_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="marks"):
-        updated("no table here")
+        updated("no table here", method_table())
 
 
 def test_template_method_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,7 @@ projection, in some rows:
   whole question (`span: question`), see `emphasis.py`.
 - `rows: all` (ours): every row of prompt and answer.
 
-Published: 5 heads for Llama-2-7B-chat, 15 or 20 for 13B. Heads by path patching, `sightline calibrate --profile
-premise-heads`; best first is by how many questions a head matters for.
-Ours: the last token whose text has a question mark, behind the begin of the question; a prompt without one stays plain
-(`Plug.report` counts the rows). `random` silences as many other heads by chance, the control of the paper.
+What paper and release say apart from that, and what is ours: docs/methods/faith.md.
 """
 
 from __future__ import annotations

@@ -8,12 +8,7 @@ of a row and the softmax drops it; what is left is, per key,
 
 which is what adding f d_q to the query alone gives, on the fused kernel, for prompt and generated keys alike.
 
-Published: f 0.2, the 20 best heads. A head and its direction are learned together by gradients, which this plugin does
-not do: both come from the calibration section `focus_heads`. The release's vectors d_k are not needed: as they
-cancel, they got no gradient, and are still the random numbers that they began as.
-Ours: the model's own scale of the logits takes the place of 1 / sqrt(d) where it differs.
-A direction is fixed while the keys are rotated, so the method heeds absolute positions: a plain forward of left-padded
-rows, which counts them from the padding unless it is given position_ids, differs from `generate`, which does not.
+What paper and release say apart from that, and what is ours: docs/methods/focus.md.
 """
 
 from __future__ import annotations

@@ -10,12 +10,7 @@ Enhancement, in the last prompt row and every decode row of the enhanced layers:
 visual mass gets a_j * m_j on the image; r is the ratio of visual mass after to before, over those heads, one number per
 layer; the half with the largest mass on the question gets a_j * beta * r there; rows are normalised again.
 
-The release runs a second prefill with returned weights for the saliency. Here it is recorded while the prompt is read:
-for free where the saliency layers lie before the enhanced ones, else with the last prompt token held back until the rest
-is read (a plain forward, which wants every row's logits, reads the prompt twice instead). beta is in the paper and not in
-the release, where it is 1. `words: content` keeps the rows of content words, as the release does with spaCy; the default
-keeps every question row. A prompt without question rows or with a flat map stays unedited, where the release computes
-NaN. Ours: m is 1 for secondary sinks, where the calibration lists them (`secondary.py`).
+What paper and release say apart from that, and what is ours: docs/methods/gift.md.
 """
 
 from __future__ import annotations

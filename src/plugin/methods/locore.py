@@ -7,13 +7,7 @@ at position P + 1 to the generated token at position j is multiplied by
 
 so the row's own key is left out, w + 1 earlier ones are in, and prompt rows and the first generated token stay plain.
 
-Published: beta 0.15 for LLaVA-1.5 and 0.20 for Qwen2-VL; 1.0 collapses. Not published: w (32 here, ours) and the layers;
-the release replaces the attention of layers 9 to 14 of 32 by a module that it lacks, the only hint there is, and the
-default here in proportion.
-The paper multiplies weights and then uses them "in the softmax", which cannot both be: `form: weights` (default) acts
-behind the softmax, `form: logits` multiplies the logits before it, which makes a negative logit weaker. Whether the
-weights are normalised again is open too: `renormalise` (default true).
-An independent rerun of the first reading found next to no effect on CHAIR.
+What paper and release say apart from that, and what is ours: docs/methods/locore.md.
 """
 
 from __future__ import annotations

@@ -6,11 +6,7 @@ Source: arXiv 2505.15865 (EMNLP 2025) and its release, which does this to OCR he
 
 in every row of the chosen heads, prompt and answer; rows keep their sum.
 
-Published: beta 0.4, the 2 best heads of Qwen2-VL and InternVL2; a variant gives all of it to the two strongest keys
-(left out). The release selects heads by a test written the wrong way round; the calibration's `ocr_heads` has it right:
-best first by `hits`, the paper's score, or by `scores` where it is not measured.
-Ours: any heads (`head_list`, or the calibration's `concept_heads`); in a padded row the first token is the first that is
-not padding; a row whose first token holds everything has nobody to share with and stays.
+What paper and release say apart from that, and what is ours: docs/methods/ocr_sink.md.
 """
 
 from __future__ import annotations

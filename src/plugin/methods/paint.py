@@ -10,16 +10,7 @@ In the last prompt row and every decode row, for all heads of the chosen layers 
 
     e_j <- e_j + alpha |e_j| (local),    e_j <- e_j + beta |e_j| (summary)
 
-Published: alpha 0.7, beta 0.3 (0.4 in the paper), ratio 0.25, layers 2 to the last, LLaVA-1.5-7B only. The abstract speaks
-of modulation per head; there is none in the release but that |e| differs. Its third group, spatial tokens, is
-off by default and ranks row sums of a softmax, which are all 1: left out. Its refinement of the logits is `pai_guidance`.
-The boost grows with the logit. Alpha is a cliff: 0.5 changes next to nothing, 0.7 nearly doubles the caption, 0.8 breaks
-it; fewer hallucinations come with damaged text: compare lengths and recall with the plain model.
-
-Ours: only LLaVA with a CLIP tower and one token per patch, in order. Towers without a class token (SigLIP) have no such
-attention, and where pictures are cut into tiles or patches merged, its patches are not the prompt's tokens: refused.
-Where the calibration says what it needs, the boost ends behind a reply of twice the plain model's length (`guard.py`),
-and secondary sinks stay as they are (`secondary.py`).
+What paper and release say apart from that, and what is ours: docs/methods/paint.md.
 """
 
 from __future__ import annotations

@@ -4,11 +4,7 @@ Source: arXiv 2311.02262 (ICLR 2024) and its release. In every row of the chosen
 outside the emphasised spans is multiplied by alpha and the row normalised again, which is the bias log alpha on their
 logits; generated tokens keep theirs.
 
-Published: alpha 0.01; heads by profiling on labelled tasks, 25 to 86 of LLaMA-7B's 1024. Steering all heads hurts.
-The release runs over the spans one by one, so that each is punished for lying outside the others; here they are united.
-Its mode `include` comes out as the same with 1 / alpha, and `generation` turns the whole prompt down: both left out.
-Ours: where no heads are given, the calibration's best retrieval heads; the paper's profiling is a search of its own. What
-is emphasised: see `emphasis.py`. A row that has nothing emphasised stays as it is.
+What paper and release say apart from that, and what is ours: docs/methods/pasta.md.
 """
 
 from __future__ import annotations

@@ -11,9 +11,7 @@ pass, as the release computes it. With `row` and `layer` all heads get one bias,
 head that ignores the passage for a reason is pushed less than under `head`. `layer` counts early rows that cannot see the
 passage yet, lets later rows decide what is done to earlier ones, and needs a prompt whose rows fit in one chunk.
 
-Published: t 0.2 (0.1 in an example), every layer, head and row; high targets spoil the answer. The release adds
-1e-10 to weights before the logarithm, which lets a little of the future through; here masked keys stay masked.
-What is emphasised: see `emphasis.py`; with `span: image` this holds the picture's share of the attention.
+What paper and release say apart from that, and what is ours: docs/methods/spotlight.md.
 """
 
 from __future__ import annotations

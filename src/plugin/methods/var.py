@@ -12,13 +12,8 @@ agree behind the image, the only prompt rows that the release edits.
 
 released (default, what the published configuration runs): sinks keep the fraction p; heads with share <= rho.
 paper: sinks lose the fraction p; heads with non-sink ratio 1 - share >= rho. The forms agree on rho only at 0.5.
-The paper skips the last layer; the release means to and does not: `last_layer` (default true, as it runs).
-Rows: the release edits prompt rows behind the image and every decode row; `rows: text` is the paper's "all text tokens".
-Faults of the release that are not here: sinks kept from an earlier sample, 7B dimensions used for 13B, batch size 1.
-An independent rerun of the published configuration found no gain on MME (the repository's issue 9).
-In a further turn of a conversation the sinks are those of earlier turns as these found them, and the turn's own; tokens of
-earlier answers are none.
-Ours: secondary sinks are in V and get nothing, where the calibration lists them (`secondary.py`).
+
+What paper and release say apart from that, and what is ours: docs/methods/var.md.
 """
 
 from __future__ import annotations

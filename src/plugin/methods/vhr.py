@@ -7,15 +7,7 @@ prompt position with and without the image (Eq. 4). A head whose VHD and whose t
 of the layer surged because the image was missing and is set to zero (Eq. 6). Heads strictly above the layer's median
 are multiplied by alpha before `o_proj`, in every row of the prompt and in every decode step (Eq. 7).
 
-Published: alpha 2; layers 1 and 18-31 of LLaVA-1.5-7B and LLaVA-NeXT-7B, 14-31 of InstructBLIP-7B. The paper prints the
-Euclidean distance; two ports of the release, whose source was not available, square it and filter only where the
-(unbiased) std of VHD exceeds 1. They agree on the median rule and differ in the filter. The ports' form is the default,
-because the published numbers come from the released code as far as anyone can see; `distance: euclidean, filter_min_std:
-0` is the paper's.
-
-Ours: the text-only pass runs plain (the paper leaves this open); a batch row without image keeps all its heads;
-`static` takes, in place of one prompt's VHD, how often the calibration's prompts chose each head, and needs no
-text-only pass. Layers that read the image by cross-attention (Mllama) do not run without one and are left out.
+What paper and release say apart from that, and what is ours: docs/methods/vhr.md.
 """
 
 from __future__ import annotations

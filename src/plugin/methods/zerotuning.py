@@ -8,12 +8,7 @@ for. Its weight is multiplied by a factor g and the row normalised again, in eve
 which is the bias log g on the first key, so it stays on the fused kernel. In a padded row the first token is the first
 that is not padding.
 
-Published: g above 1 helps classification and below 1 question answering; both the factor and the heads (the 40 % that
-profit most from the better direction) are searched per task on labelled data, or by the least entropy of the output. The
-release's default is 1, which is off; its demo uses 4 in all heads, and so does this one until told better. The paper
-scales keys or queries for fused kernels in a form that was not to be found; the bias is exact.
-Ours: a table of factors per head in the calibration (`first_token`). Qwen2-VL has no start token, the first token of
-its template stands in; a prompt that opens with the image has an image token there.
+What paper and release say apart from that, and what is ours: docs/methods/zerotuning.md.
 """
 
 from __future__ import annotations
