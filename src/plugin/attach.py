@@ -161,9 +161,9 @@ def attach(
         tagger: content words for `words: content`, a function from text to character spans; default spaCy if installed.
 
     Attachments nest: the innermost is in force (an empty config inside another means the plain model), and leaving it
-    brings the outer one back. Calls of one model queue: threads may share it, one at a time runs, and `detach` waits for
-    the calls that came before it. While anything is attached, `model.config` is
-    a private copy: what is changed in it is gone afterwards.
+    brings the outer one back. They are in force in all threads, whose calls of one model queue: one at a time runs, in the
+    order in which they came, and `detach` waits for those before it. While anything is attached, `model.config` is a
+    private copy: what is changed in it is gone afterwards.
 
     Raises ConfigError, CalibrationError or UnsupportedModelError; the model is then as it was.
     """

@@ -35,7 +35,7 @@ class Conversation:
     def hear(self, kwargs: Mapping[str, Any]) -> None:
         """A pass with these arguments has been read."""
         ids = kwargs.get("input_ids")
-        if not isinstance(ids, Tensor) or any(len(part) != len(ids) for part in self._ids):
+        if not isinstance(ids, Tensor) or (self._ids and len(self._ids[0]) != len(ids)):
             self._known = False
             return
         for name in PER_TOKEN:
@@ -61,6 +61,10 @@ class Conversation:
         """A turn has brought these pictures, as forward arguments."""
         if pictures:
             self._pictures.append(dict(pictures))
+
+    def clear(self) -> None:
+        """Let go of all of it: the cache is gone, so that no turn can follow."""
+        self._ids, self._types, self._pictures = [], {}, []
 
     def with_turn(self, ids: Tensor, start: int) -> Tensor:
         """The tokens of the whole conversation, of which the pass brings the new ones [B, count].

@@ -13,7 +13,7 @@ from ..core.layout import Layout
 from ..core.method import Method, Registered, Session, lacking
 from .strategies import Contrasted, Reading
 
-UNEDITED = "it made no edit: its settings change nothing, or it found nothing in this prompt to act on"
+UNEDITED = "it made no edit: its settings change nothing, or nothing in the prompt and its answer was there to act on"
 
 
 @dataclass

@@ -96,7 +96,8 @@ class Reading:
         self.cache = weakref.ref(cache, lambda _: self.clear())
 
     def clear(self) -> None:
-        """Let go of all keys and values."""
+        """Let go of everything that a cache which is gone would have needed."""
+        self.conversation.clear()
 
     def check(self, start: int, rows: int) -> None:
         """Raises LayoutError where the caller's cache no longer holds what the decoder's state follows."""
@@ -218,6 +219,7 @@ class Riding(Contrasted):
         self.fork.select(rows)
 
     def clear(self) -> None:
+        super().clear()
         self.fork.cache.clear()
 
     @contextmanager

@@ -240,6 +240,17 @@ def test_answers_are_scored_behind_a_conversation() -> None:
         assert sightline.score(talk.case.model, given, [[[5, 6, 7]]]) == first
 
 
+def test_a_conversation_is_freed_with_its_cache() -> None:
+    talk = Talk("llava_gqa", True)
+    with attached(talk, {"decoder": "vcd"}) as plug:
+        said = talk.case.model.generate(**talk.turn(talk.say()), max_new_tokens=2, return_dict_in_generate=True)
+        assert plug.reading is not None
+        kept = vars(plug.reading.conversation)
+        assert len(kept["_pictures"]) == 2
+        del said
+        assert not any(kept[name] for name in ("_ids", "_types", "_pictures"))
+
+
 # --- what cannot be continued ----------------------------------------------------------------------------------------
 
 
