@@ -15,7 +15,7 @@ from .branches.decoder import DECODERS, Decoder
 from .calibration.files import Calibration, find_shipped
 from .calibration.sections import Grounding
 from .config import Config
-from .core.host import Host, host_of
+from .core.host import Host, between_calls
 from .core.layout import QueryFinder, TurnFinder
 from .core.method import Marks, Method, ModelFacts, TextTools
 from .core.registry import METHODS
@@ -168,36 +168,36 @@ def attach(
     Raises ConfigError, CalibrationError or UnsupportedModelError; the model is then as it was.
     """
     parsed = Config.load(config)
-    host = host_of(model)
-    chosen = calibration if calibration is not None else parsed.calibration
-    model = host.model
-    found = Calibration.load(chosen, model) if chosen is not None else find_shipped(model)
+    with between_calls(model) as host:
+        chosen = calibration if calibration is not None else parsed.calibration
+        model = host.model
+        found = Calibration.load(chosen, model) if chosen is not None else find_shipped(model)
 
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if query is None and getattr(processor, "chat_template", None):
-        query = TurnFinder(processor, host.family.image_ids(model.config))
-    tagger = tagger or (spacy_tagger() if tokenizer is not None else None)
-    narrow = content_words(tokenizer, tagger) if tokenizer is not None and tagger is not None else None
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if query is None and getattr(processor, "chat_template", None):
+            query = TurnFinder(processor, host.family.image_ids(model.config))
+        tagger = tagger or (spacy_tagger() if tokenizer is not None else None)
+        narrow = content_words(tokenizer, tagger) if tokenizer is not None and tagger is not None else None
 
-    text = TextTools(tokenizer, getattr(processor, "qformer_tokenizer", None), narrow)
-    facts = host.facts(found, text, Marks(context, emphasis))
-    methods = {name: METHODS.find(name)(settings, facts) for name, settings in parsed.methods}
-    decoder = None if parsed.decoder is None else DECODERS.find(parsed.decoder[0])(parsed.decoder[1], facts)
-    tracing = TraceSettings.load(trace)
-    tracer = None if tracing is None else Tracer(tracing, facts)
-    plug = Plug(host, parsed, Runner(host, methods, decoder, query, tracer))
-    host.add(plug)
+        text = TextTools(tokenizer, getattr(processor, "qformer_tokenizer", None), narrow)
+        facts = host.facts(found, text, Marks(context, emphasis))
+        methods = {name: METHODS.find(name)(settings, facts) for name, settings in parsed.methods}
+        decoder = None if parsed.decoder is None else DECODERS.find(parsed.decoder[0])(parsed.decoder[1], facts)
+        tracing = TraceSettings.load(trace)
+        tracer = None if tracing is None else Tracer(tracing, facts)
+        plug = Plug(host, parsed, Runner(host, methods, decoder, query, tracer))
+        host.add(plug)
     return plug
 
 
 def observe(model: Any, make: Callable[[ModelFacts], dict[str, Method]], *, processor: Any = None) -> Plug:
     """Attach methods that are in no registry, made from the model's facts: for profiling runs, which bring probes."""
-    host = host_of(model)
-    query = TurnFinder(processor, host.family.image_ids(host.model.config)) if processor is not None else None
-    runner = Runner(host, make(host.facts(None)), None, query)
-    runner.effects.quiet = True  # they only look
-    plug = Plug(host, Config(), runner)
-    host.add(plug)
+    with between_calls(model) as host:
+        query = TurnFinder(processor, host.family.image_ids(host.model.config)) if processor is not None else None
+        runner = Runner(host, make(host.facts(None)), None, query)
+        runner.effects.quiet = True  # they only look
+        plug = Plug(host, Config(), runner)
+        host.add(plug)
     return plug
 
 

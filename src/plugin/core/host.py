@@ -115,24 +115,24 @@ class Host:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def add(self, plug: Attachment) -> None:
-        """Put an attachment in force, when the calls that came before are over."""
-        with self.queue.between("attach"):
-            if not self.plugs:
-                try:
-                    self._install()
-                except BaseException:
-                    self._undo.close()
-                    raise
-            self.plugs.append(plug)
+        """Put an attachment in force, inside `between_calls`."""
+        if not self.plugs:
+            try:
+                self._install()
+            except BaseException:
+                self._undo.close()
+                raise
+        self.plugs.append(plug)
 
     def remove(self, plug: Attachment) -> None:
         """End an attachment, when the calls that came before are over."""
         if plug not in self.plugs:
             return
         with self.queue.between("detach"):
-            self.plugs.remove(plug)
-            if not self.plugs:
-                self._undo.close()
+            if plug in self.plugs:  # another thread may have been faster
+                self.plugs.remove(plug)
+                if not self.plugs:
+                    self._undo.close()
 
     def _install(self) -> None:
         """Switch the text decoder to our attention and wrap the instance, noting how to undo each thing."""
@@ -318,6 +318,14 @@ def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     return hook
+
+
+@contextmanager
+def between_calls(model: Any) -> Iterator[Host]:
+    """The model's host, when the calls that came before are over; nobody else calls or attaches until it is left."""
+    model = inner_model(model)
+    with queue_of(model).between("attach"):
+        yield host_of(model)
 
 
 def host_of(model: Any) -> Host:

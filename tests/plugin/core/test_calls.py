@@ -16,7 +16,7 @@ from sightline import CallError, UnsupportedModelError
 from sightline.plugin.core.queue import CallQueue
 
 from tests.helpers import tiny
-from tests.helpers.engine import Answer, calibration, entry, generate, prompts, shared
+from tests.helpers.engine import Answer, Snapshot, calibration, entry, generate, prompts, shared
 
 FAMILIES = ["llava_gqa", "qwen2_vl", "gemma3"]
 CONFIGS: dict[str, Any] = {"gift": {"methods": [entry("gift")]}, "vcd": {"decoder": "vcd"}}
@@ -119,6 +119,23 @@ def test_a_call_from_inside_a_call_is_refused_and_changes_nothing(call: str) -> 
         assert generate(case.model, inputs, streamer=Streamer(act)).same_bits(expected)
         assert len(refusals) == 1
         assert generate(case.model, inputs).same_bits(expected)
+
+
+def test_threads_may_attach_and_detach() -> None:
+    """Each brings the same configuration; the model comes out as it went in."""
+    case, inputs = shared("llava_gqa"), prompts(shared("llava_gqa"), "one")
+    known = calibration(case)
+    with attach(case):
+        expected = generate(case.model, inputs)
+    snapshot = Snapshot(case.model)
+
+    def once(_: int) -> Answer:
+        with sightline.attach(case.model, CONFIGS["gift"], calibration=known):
+            return generate(case.model, inputs)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(said.same_bits(expected) for said in pool.map(once, range(12)))
+    snapshot.assert_same(case.model)
 
 
 def test_the_queue_keeps_the_order_of_the_calls() -> None:

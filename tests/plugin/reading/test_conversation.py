@@ -240,6 +240,16 @@ def test_answers_are_scored_behind_a_conversation() -> None:
         assert sightline.score(talk.case.model, given, [[[5, 6, 7]]]) == first
 
 
+@pytest.mark.parametrize("config", [{"methods": [entry("gift")]}, {"decoder": "vcd"}], ids=str)
+def test_a_turn_may_come_without_the_tokens_before(config: dict[str, Any]) -> None:
+    """With the mask of the whole conversation, as `generate` allows."""
+    talk = Talk("llava_gqa", True)
+    with attached(talk, config):
+        expected = answer(talk, talk.turn(talk.say()))
+        given = talk.turn(talk.say())
+        assert_alike(answer(talk, {**given, "input_ids": given["input_ids"][:, talk.start :]}), expected)
+
+
 def test_a_conversation_is_freed_with_its_cache() -> None:
     talk = Talk("llava_gqa", True)
     with attached(talk, {"decoder": "vcd"}) as plug:
