@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .shell import Model, SameModel, check_calibrations, kept_in, note, own_calibration, resumable, the_model
+from .shell import Model, SameModel, kept_in, note, own_calibration, resumable, the_model
 
 if TYPE_CHECKING:
     from ..benchmarks.runner.suite import Benchmark
@@ -120,6 +120,7 @@ def command(
     from ..common.progress import progress_bar
     from ..models.loading import cpu_threads, load_model, quiet
     from ..models.samples import TESTBED
+    from ..plugin.config import check_calibrations
 
     quiet()
     if engine == VLLM:

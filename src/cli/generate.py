@@ -14,7 +14,7 @@ from ..common.pictures import open_image
 from ..models.loading import load_model
 from ..models.prompting import batch_inputs
 from ..models.samples import Sample
-from .shell import check_calibrations, own_calibration
+from .shell import own_calibration
 
 
 def reply(
@@ -59,7 +59,7 @@ def reply(
         raise SightlineError("--explain says how an answer is grounded in a picture: give one with --image")
     picture = None if image is None else open_image(image)
     from ..plugin.attach import attach
-    from ..plugin.config import Config
+    from ..plugin.config import Config, check_calibrations
 
     settings = None if config is None else Config.load(config)  # a typing mistake should not wait for the model
     check_calibrations([settings] if settings else [], calibration)

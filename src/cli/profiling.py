@@ -15,7 +15,6 @@ from .shell import (
     JsonFile,
     Model,
     SameModel,
-    check_calibrations,
     note,
     own_calibration,
     resumable,
@@ -168,6 +167,7 @@ def tune(
     from ..common.files import check_writable, locked
     from ..common.progress import progress_bar
     from ..models.loading import EMBEDDED, cpu_threads, load_model, quiet
+    from ..plugin.config import check_calibrations
     from ..profiling.tuning import tune as tuning
     from ..profiling.tuning.compositions import Compositions
     from ..profiling.tuning.exam import exams

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +12,6 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from ..plugin.config import Config
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 Seed = Annotated[int, typer.Option(min=0, help="Chooses scenes, questions and bootstrap draws.")]
@@ -40,20 +38,6 @@ def the_model(given: str | None, option: str | None, default: str | None = None)
     if name is None:
         raise typer.BadParameter(f"no MODEL: give {MODELS}")
     return name
-
-
-def check_calibrations(configs: Iterable[Config], calibration: Path | None) -> None:
-    """Read the calibration files that will be used; a mistake in one should not wait for the model.
-
-    Raises:
-        CalibrationError: one cannot be read, or is malformed.
-    """
-    from ..plugin.calibration.files import Calibration
-
-    chosen = [calibration] if calibration is not None else [config.calibration for config in configs]
-    for one in chosen:
-        if one is not None and one != "auto":
-            Calibration.load(one)
 
 
 def own_calibration(model: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..common.documents import is_file, read_yaml
 from ..common.errors import ConfigError, shortened, shown
 from ..common.validation import describe, suggest
 from .branches.decoder import DECODERS
+from .calibration.files import Calibration
 from .composition import check
 from .core.method import Registered, Settings
 from .core.registry import METHODS, PREPROCESSORS, Registry
@@ -84,6 +85,18 @@ class Config(BaseModel):
 def named_configs(given: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Config]:
     """The configurations of a suite, by name. Raises ConfigError naming the file `where` and the entry."""
     return {name: _parse(config, f"{where}: {name}", None) for name, config in given.items()}
+
+
+def check_calibrations(configs: Iterable[Config], calibration: Path | None) -> None:
+    """Read the calibration files that will be used; a mistake in one should not wait for the model.
+
+    Raises:
+        CalibrationError: one cannot be read, or is malformed.
+    """
+    chosen = [calibration] if calibration is not None else [config.calibration for config in configs]
+    for one in chosen:
+        if one is not None and one != "auto":
+            Calibration.load(one)
 
 
 def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -54,7 +54,7 @@ class Store:
         with ExitStack() as held:
             held.enter_context(locked(folder / f".rank-{rank}.lock", self.path))
             try:
-                self._file: IO[bytes] = held.enter_context(self.path.open("ab"))
+                self._file: IO[bytes] = self.path.open("ab")
                 whole = sum(len(line) + 1 for _, line in _whole_lines(self.path))
                 if whole < self.path.stat().st_size:
                     self._file.truncate(whole)
@@ -68,7 +68,8 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.close()
+        with self._held, suppress(OSError):  # a full disk was told when a sample was added
+            self._file.close()
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add finished samples, each with its `id`; they are on disk when this returns.

@@ -80,7 +80,7 @@ def bench(
     import torch
 
     from ...plugin.attach import attach as attach_plugin
-    from ...plugin.config import Config
+    from ...plugin.config import Config, check_calibrations
 
     attach = attach or attach_plugin
     if new_tokens < 2:
@@ -89,6 +89,7 @@ def bench(
     for item, config in configs.items():
         if item.startswith(NAIVE):
             naive.check(config)
+    check_calibrations(configs.values(), calibration)
     if not configs:
         raise ConfigError("nothing to measure: give --methods, for example --methods vhr,var,gift")
     with cpu_threads(threads) as running:
