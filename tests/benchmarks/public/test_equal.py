@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
+from sightline import testbed
 from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.chair import Vocabulary, chair
 from sightline.benchmarks.public.equal import Curve, EqualRecall, EqualYes, Naming, log_odds
 from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.public.pope import Question
 from sightline.common.statistics import interval
+from sightline.models import prompting
 from sightline.models.samples import Sample
 
 WORDS = Vocabulary(["dog", "cat", "bus", "cup", "fork", "sink"])
@@ -135,3 +139,37 @@ def test_pope_at_an_equal_share_of_yes() -> None:
 def test_log_odds_add_up_ways_to_say_it() -> None:
     assert log_odds([math.log(0.3), math.log(0.2), math.log(0.1), math.log(0.1)]) == pytest.approx(math.log(0.5 / 0.2))
     assert log_odds([-math.inf] * 4) == 0.0
+
+
+def test_a_longer_reply_goes_on_for_half_as_long_again() -> None:
+    """A model that counts up, and wants to end at its tenth token and from then on."""
+    end, start = 0, torch.zeros(2, 3, dtype=torch.long)
+    longer = prompting._Longer([end], prompt=3)
+
+    def said(wants: Sequence[int]) -> list[int]:
+        """How many tokens each row has when its end is let through."""
+        ids, done = start, [-1, -1]
+        for step in range(100):
+            scores = torch.zeros(2, 5)
+            scores[:, 1] = 1.0
+            for row, want in enumerate(wants):
+                scores[row, end] = 2.0 if step >= want else -2.0
+            chosen = longer(ids, scores).argmax(-1)
+            for row in range(2):
+                if done[row] < 0 and chosen[row] == end:
+                    done[row] = step
+            ids = torch.cat([ids, chosen[:, None]], 1)
+        return done
+
+    assert said([10, 60]) == [10 + prompting.LEAST_LONGER, 60 + 30]
+
+
+def test_a_longer_caption_begins_like_the_plain_one() -> None:
+    model, processor = testbed.load()
+    made = ChairBenchmark.of_scenes(list(testbed.scenes("test", 3)), testbed.CAPTION_PROMPT)
+    plain = prompting.ask(model, processor, made.samples, made.new_tokens)
+    longer = prompting.ask(model, processor, made.yardstick(), made.new_tokens)
+    assert all(more.startswith(said) and len(more) > len(said) for said, more in zip(plain, longer, strict=True))
+    points = made.curve(plain, longer)
+    assert points[-1]["recall"] >= next(one["recall"] for one in reversed(points) if not one["beyond"])
+    assert any(one["beyond"] for one in points)

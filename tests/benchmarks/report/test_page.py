@@ -178,6 +178,23 @@ def test_scores_differences_and_maps(tmp_path: Path) -> None:
     assert (entry["against"], entry["chair"]["n"]) == ("plain", 9)
 
 
+def test_recall_against_chair_is_drawn_beside_the_cut_captions(tmp_path: Path) -> None:
+    said = {"plain": ["A dog, a fork, a cat."] * 4, "short": ["A dog."] * 4, "bad": ["A fork, a dog."] * 4}
+    made, page = shown([evaluated(tmp_path / "a", said)], tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "CHAIR_I and recall: below the line is better" in page.text
+    assert html.count('class="curve"') == 2  # between three cuts
+    assert "short: recall 100.0 %, CHAIR_I 0.0 %" in page.text
+    changes = {entry["name"]: entry["differences"]["chair"] for entry in made.result["sections"][0]["runs"]}
+    assert changes["short"]["equal"]["value"] == pytest.approx(0)  # stopping early gives as well
+    assert changes["short"]["i"]["value"] == pytest.approx(-2 / 3)  # which CHAIR takes for a gain
+    assert changes["bad"]["equal"]["value"] == pytest.approx(1 / 2)
+    assert "equal" not in changes["plain"]
+    for part in (made.markdown(), page.text):
+        assert "CHAIR_I at equal recall" in part
+        assert "+50.0" in part
+
+
 def test_folders_about_the_same_data_stand_side_by_side(tmp_path: Path) -> None:
     plain = ["A fork.", "A dog."]
     one = evaluated(tmp_path / "one", {"plain": plain, "vhr": ["A dog.", "A dog."], "mine": ["A bus.", "A cat."]})
