@@ -66,7 +66,7 @@ class _Longer(LogitsProcessor):
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end a reply."""
-    known = model.generation_config.eos_token_id
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     known = tokenizer.eos_token_id if known is None else known
     return list(known) if isinstance(known, Sequence) else [known]
 

@@ -177,8 +177,11 @@ class Chair:
 
     def equal(self, curve: Curve, *, clamped: bool = False) -> EqualRecall:
         """CHAIR_I against cut plain captions of the same recall; `clamped`: beyond those, against the longest."""
-        counts = [[sum(flags) for flags in self.flags], [len(flags) for flags in self.flags], self.recalled]
-        return EqualRecall(curve, *(np.asarray(count, dtype=np.float64) for count in counts), clamped)
+        hallucinated, mentions, recalled = (
+            np.asarray(count, dtype=np.float64)
+            for count in ([sum(flags) for flags in self.flags], [len(flags) for flags in self.flags], self.recalled)
+        )
+        return EqualRecall(curve, hallucinated, mentions, recalled, clamped)
 
     def by_position(self) -> list[dict[str, float]]:
         """C_I of the first, second, ... mention of a caption: `position` (the last one pools the rest), `i`, `n`."""

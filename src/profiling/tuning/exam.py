@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +103,7 @@ class Exam:
         if not any(example.objects for example in examples):
             raise SightlineError("tuning needs pictures whose objects are known: give boxes, as JSON lines or COCO")
         words = vocabulary(examples)
-        truths = [
+        truths: list[Collection[str]] = [
             {region.label for region in example.objects} | {one.name for one in words.mentions(example.caption or "")}
             for example in examples
         ]
@@ -196,7 +196,12 @@ def tensors(curve: Curve) -> dict[str, Tensor]:
 def curve_of(kept: Mapping[str, Tensor]) -> Curve | None:
     """The curve among kept tensors."""
     found = {name.removeprefix(f"{CURVE} "): one.numpy() for name, one in kept.items() if name.startswith(CURVE)}
-    return Curve(**{**found, "beyond": int(found["beyond"][0])}) if found else None
+    if not found:
+        return None
+    hallucinated, mentions, recalled, objects = (
+        found[name] for name in ("hallucinated", "mentions", "recalled", "objects")
+    )
+    return Curve(hallucinated, mentions, recalled, objects, int(found["beyond"][0]))
 
 
 def exams(

@@ -234,6 +234,15 @@ def test_truthfulqa_leaves_empty_answers_out(tmp_path: Path) -> None:
     assert any("empty answer is left out" in note for note in bench.notes.lines())
 
 
+def test_memotrap_as_csv(tmp_path: Path) -> None:
+    names = ("1-proverb-ending", "2-proverb-translation", "3-hate-speech-ending", "4-history-of-science-qa")
+    for name in names:
+        (tmp_path / f"{name}.csv").write_text("prompt,classes,answer_index\n\"End it\",\"[' a.', ' b.']\",1\n")
+    bench = read("memotrap", tmp_path)
+    assert [sample.choices for sample in bench.samples] == [(" a.", " b.")] * 4
+    assert bench.score([[-2.0, -1.0]] * 4)["all"].values["macro"] == 1.0
+
+
 def test_nqswap_as_parquet(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
