@@ -1,14 +1,19 @@
 """DoLa: contrast the last layer with an early one of the same pass.
 
-Source: arXiv 2309.03883 (ICLR 2024) and its release. At each step, of the candidate layers' distributions the one that
-differs most from the last layer's (Jensen-Shannon) is taken:
+Source: arXiv 2309.03883 (ICLR 2024) and its release. At each step, of the candidate layers' distributions q the one that
+differs most from the last layer's, p, is taken (m is the mean of p and q):
 
-    score = log p - log p_early   where p >= beta * max p, else -inf
+    distance = (KL(m || p) + KL(m || q)) / 2,    score = log p - log p_early   where p >= beta * max p, else -inf
 
-Candidates are numbered by the hidden state that enters a layer, so 0 is the embedding: `low` takes the even layers of the
-first half, `high` those of the second (the release's buckets for a 32-layer model: 0-14 and 16-30). With tied embeddings
-`low` leaves 0 out, whose readout is the input token itself. The release reads early states without the final norm;
-`norm: true` applies it. beta 0.1. The release's repetition penalty of 1.2 is `generate`'s own argument.
+That distance is the release's, and transformers' as long as it had DoLa of its own (4.50). The paper names the Jensen-Shannon divergence,
+(KL(p || m) + KL(q || m)) / 2, which takes another layer in most steps: `form: paper`. The release takes one layer for a
+whole batch, by the mean of its distances; here each row has its own.
+
+Candidates are numbered by the hidden state that enters a layer, so 0 is the embedding. `low` and `high` are transformers'
+rule: every second layer of the first half, and of the second from its first layer on (0-14 and 16-30 of 32, as in the
+release; 15-29 of 30); of models with more than 40 layers, of the first and the last 20. With tied embeddings `low` leaves 0
+out, whose readout is the input token itself. The release reads early states without the final norm; `norm: true` applies
+it. beta 0.1. The release's repetition penalty of 1.2 is `generate`'s own argument.
 """
 
 from __future__ import annotations
@@ -26,10 +31,15 @@ from ..plugin.core.edits import Edit, InputProbe
 from ..plugin.core.layout import Layout, Step
 from ..plugin.core.method import ModelFacts, Settings
 
+DEEP, BUCKET = 40, 20  # models with more layers than the one have candidates in so many at either end
+
 
 class DoLaSettings(Settings):
     layers: Literal["low", "high"] | Annotated[list[int], Field(min_length=1)] = Field(
         "low", description="candidates: a half of the model, or numbers"
+    )
+    form: Literal["released", "paper"] = Field(
+        "released", description="what differs most: KL from the mean to each (released), or Jensen-Shannon (paper)"
     )
     beta: float = Field(0.1, ge=0, le=1, description="plausibility cutoff, relative to the likeliest token; 0: none")
     norm: bool = Field(False, description="apply the final norm to early states (the release does not)")
@@ -45,10 +55,8 @@ class DoLa(Decoder):
 
     def __init__(self, settings: DoLaSettings, facts: ModelFacts):
         super().__init__(settings, facts)
-        half = facts.layers // 2
-        first = 2 if facts.tied else 0
-        buckets = {"low": range(first, max(half, first + 1), 2), "high": range(half + half % 2, facts.layers, 2)}
-        wanted = facts.own(buckets[settings.layers]) if isinstance(settings.layers, str) else settings.layers
+        named = {"low": low_layers(facts.layers, facts.tied), "high": high_layers(facts.layers)}
+        wanted = facts.own(named[settings.layers]) if isinstance(settings.layers, str) else settings.layers
         self.layers = facts.check_layers(wanted, "dola.layers")
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
@@ -66,12 +74,13 @@ class DoLaContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         settings, readout = self.decoder.settings, self.decoder.facts.readout
-        final = base.log_softmax(-1)
+        distances = {"released": rules.divergence_from_mean, "paper": rules.divergence}
+        measure, final = distances[settings.form], base.log_softmax(-1)
         rows = base.shape[1]
         best, furthest, self.chosen = torch.zeros_like(final), None, None
         for number, state in enumerate(self.states.values()):
             early = readout(state[:, -rows:], settings.norm).to(final).log_softmax(-1)
-            distance = rules.divergence(final, early)
+            distance = measure(final, early)
             if furthest is None or self.chosen is None:
                 best, furthest, self.chosen = early, distance, torch.zeros_like(distance, dtype=torch.long)
                 continue
@@ -87,3 +96,14 @@ class DoLaContrast(Contrast):
         if self.chosen is None:
             return {}
         return {"layers": [[self.decoder.layers[i] for i in row] for row in self.chosen.tolist()]}
+
+
+def low_layers(layers: int, tied: bool) -> range:
+    """Candidates in the first half of a model, without the embedding where the readout is the same matrix."""
+    first = min(2, layers - 1) if tied else 0
+    return range(first, max(layers // 2 if layers <= DEEP else BUCKET, first + 1), 2)
+
+
+def high_layers(layers: int) -> range:
+    """Candidates in the second half of a model."""
+    return range(layers // 2 if layers <= DEEP else layers - BUCKET, layers, 2)

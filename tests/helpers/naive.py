@@ -329,6 +329,12 @@ def js_divergence(p: Tensor, q: Tensor) -> Tensor:
     return ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
 
 
+def mean_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """(KL(m || p) + KL(m || q)) / 2, m the mean of both; [.., V] -> [..]."""
+    m = (p + q) / 2
+    return ((m * (m / p).log()).sum(-1) + (m * (m / q).log()).sum(-1)) / 2
+
+
 # --- decoders --------------------------------------------------------------------------------------------------------
 
 
@@ -461,17 +467,18 @@ class PAIGuidance(Reference):
 
 @dataclass(frozen=True)
 class DoLa(Reference):
-    """log p - log p_early, the early layer by the largest Jensen-Shannon divergence; both raw, cut off below beta."""
+    """log p - log p_early, the early layer by the largest divergence; both raw, cut off below beta."""
 
     layers: Sequence[int] = ()
     beta: float = 0.1
     norm: bool = False
+    distance: Callable[[Tensor, Tensor], Tensor] = mean_divergence
 
     def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
         run, first = naive.run(prompt, tokens, self.edits), prompt["input_ids"].shape[1] - 1
         p = run.logits[first:].log_softmax(-1)
         early = torch.stack([naive.readout(run.entering[i][first:], self.norm).log_softmax(-1) for i in self.layers])
-        best = js_divergence(p.exp(), early.exp()).argmax(0)
+        best = self.distance(p.exp(), early.exp()).argmax(0)
         return plausible(p - early[best, range(len(p))], p, self.beta)
 
 
@@ -841,6 +848,11 @@ VARIANTS: dict[str, Setup] = {
         JuICE(enhance=[(1, 1), (1, 2)], suppress=[(2, 0)], alpha_enhance=2.0, alpha_suppress=0.5),
     ),
     "juice suppress": Setup("juice", {"suppress": [[0, 3]]}, JuICE(suppress=[(0, 3)])),
+    "dola paper": Setup(
+        "dola",
+        {"layers": [0, 1, 2, 3], "form": "paper"},
+        DoLa(layers=[0, 1, 2, 3], distance=js_divergence),
+    ),
     "dola low": Setup("dola", {}, DoLa(layers=[0])),
     "dola high": Setup("dola", {"layers": "high", "beta": 0.0}, DoLa(layers=[2], beta=0.0)),
     "dola norm": Setup(

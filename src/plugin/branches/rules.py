@@ -42,7 +42,21 @@ def entropy(log_probabilities: Tensor) -> Tensor:
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two log-distributions [.., V] -> [..]."""
-    middle = torch.logaddexp(first, second) - math.log(2)
+    """Jensen-Shannon divergence (KL(p || m) + KL(q || m)) / 2 of two log-distributions [.., V] -> [..]; m is their mean."""
+    middle = _mean(first, second)
     to_first = (first.exp() * (first - middle)).sum(-1)
     return (to_first + (second.exp() * (second - middle)).sum(-1)) / 2
+
+
+def divergence_from_mean(first: Tensor, second: Tensor) -> Tensor:
+    """(KL(m || p) + KL(m || q)) / 2 of two log-distributions [.., V] -> [..]: the same with each direction reversed.
+
+    It is large where one of the two calls impossible what the other expects; Jensen-Shannon's is at most ln 2.
+    """
+    middle = _mean(first, second)
+    return (middle.exp() * (middle - (first + second) / 2)).sum(-1)
+
+
+def _mean(first: Tensor, second: Tensor) -> Tensor:
+    """Log of the mean of two log-distributions."""
+    return torch.logaddexp(first, second) - math.log(2)
