@@ -220,7 +220,8 @@ def evaluate(
     from sightline.plugin.calibration.files import find_shipped
 
     configs = read_suite(SUITE, suite)
-    model, tokenizer = load_model(name)
+    model, reader = load_model(name)
+    tokenizer = getattr(reader, "tokenizer", reader)  # a model that sees is asked without a picture
     facts = some(conflicts.facts(split), limit)
     with cpu_threads(threads), progress_bar() as bar:
         job = bar.add_task("closed-book", total=None)
@@ -266,7 +267,9 @@ def _answers(runs: Sequence[Answers], sets: Sequence[QuestionSet]) -> list[dict[
 
 
 def main(
-    model: Annotated[str, typer.Option(help="'smollm2', a checkpoint folder or a hub name.")] = "smollm2",
+    model: Annotated[
+        str, typer.Option(help="'smollm2', 'embedded-smol', a checkpoint folder or a hub name.")
+    ] = "smollm2",
     split: Annotated[str, typer.Option(help="test, or calibration to choose settings on.")] = TEST,
     suite: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Other configurations than eval/language.yaml.")

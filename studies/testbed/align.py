@@ -10,8 +10,9 @@ from sightline.testbed.data import TOKENS
 from sightline.testbed.sprites import CATEGORIES
 from torch import nn
 
+from . import tower
 from .loop import autocast
-from .packs import IMAGE_START, encode
+from .packs import testbed
 from .tower import to_pixels
 
 
@@ -29,6 +30,14 @@ class Speaker(nn.Module):
 
     def forward(self, payload: dict[str, np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihood and weight of every target token of a batch of packs, two (N,) tensors."""
+        logits, target, weight = self.read(payload, device)
+        return nn.functional.cross_entropy(logits, target, reduction="none"), weight
+
+    def read(self, payload: dict[str, np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Logits (N, V) of every target token of a batch of packs, the targets (N,) and their weights (N,).
+
+        The first packs have the pictures; those after them have none.
+        """
         ids = torch.as_tensor(payload["ids"], device=device)
         weight = torch.as_tensor(payload["weight"], device=device)
         seen = torch.as_tensor(payload["seen"], device=device)
@@ -41,8 +50,9 @@ class Speaker(nn.Module):
                     pixels = to_pixels(payload["pixels"], device)
                     features = self.tower(pixels, output_hidden_states=True).hidden_states[-1]
                 image = self.projector(features).to(embedded.dtype)
-                after = IMAGE_START + TOKENS
-                embedded = torch.cat([embedded[:, :IMAGE_START], image, embedded[:, after:]], dim=1)
+                start, number = int(payload["image"]), len(image)
+                pictured = [embedded[:number, :start], image, embedded[:number, start + TOKENS :]]
+                embedded = torch.cat([torch.cat(pictured, dim=1), embedded[number:]])
             states = self.text(
                 inputs_embeds=embedded,
                 attention_mask=bias,
@@ -51,8 +61,7 @@ class Speaker(nn.Module):
             ).last_hidden_state
             rows = weight > 0
             logits = self.head(states[rows]).float()
-        target = torch.roll(ids, -1, dims=1)[rows]
-        return nn.functional.cross_entropy(logits, target, reduction="none"), weight[rows]
+        return logits, torch.roll(ids, -1, dims=1)[rows], weight[rows]
 
 
 class Whole(nn.Module):
@@ -74,7 +83,7 @@ def loss(
 def word_targets(speaker: Speaker) -> torch.Tensor:
     """(C + 1, D): the mean input embedding of the words of each object's name; background is zero."""
     weight = speaker.text.embed_tokens.weight.detach()
-    names = [weight[list(encode(name))].mean(0) for name in CATEGORIES]
+    names = [weight[list(testbed().encode(name))].mean(0) for name in CATEGORIES]
     return torch.stack([*names, torch.zeros_like(names[0])])
 
 
@@ -86,9 +95,7 @@ def projector_loss(
     The projector alone learns here, as in the first half of LLaVA's recipe: pictures start out in the language of the
     text model, so that the joint stage can be short.
     """
-    mix = torch.as_tensor(payload["coverage"], device=device).float()
-    mix[..., -1] /= 3
-    aim = (mix / mix.sum(-1, keepdim=True)) @ targets
+    aim = tower.targets(payload["coverage"], device) @ targets
     with autocast(device):
         with torch.no_grad():
             features = speaker.tower(to_pixels(payload["pixels"], device), output_hidden_states=True).hidden_states[-1]

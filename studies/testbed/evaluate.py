@@ -5,34 +5,71 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.public.pope import SPLITS
 from sightline.benchmarks.runner.plan import PLAIN, Plan
 from sightline.benchmarks.runner.run import run
+from sightline.models.samples import Sample
 from sightline.testbed.kinds import KINDS
 from sightline.testbed.scenes import Scene, scenes
 from sightline.testbed.text import CAPTION_PROMPT
+
+from . import align
+from .packs import Dialect, Pack, collate
 
 CAPTION_TOKENS = 80
 BATCH = {"chair": 32, "pope": 32}
 
 
 def evaluate(
-    model: Any, processor: Any, *, n: int = 300, split: str = "test", seed: int = 0, start: int = 0
+    model: Any,
+    processor: Any,
+    *,
+    n: int = 300,
+    split: str = "test",
+    seed: int = 0,
+    start: int = 0,
+    dialect: Dialect | None = None,
 ) -> dict[str, Any]:
-    """All numbers of the model card on `n` scenes of a split."""
+    """All numbers of the model card on `n` scenes of a split; with a dialect the questions are asked in packs."""
     shown = scenes(split, n, seed=seed, start=start)
     captions, questions = ChairBenchmark.of_scenes(shown, CAPTION_PROMPT), PopeBenchmark.of_scenes(shown, seed=seed)
     captions.new_tokens = CAPTION_TOKENS
-    (plain,) = run(model, processor, [captions, questions], {PLAIN: Plan()}, batch=BATCH)
+    alone = [captions, questions] if dialect is None else [captions]
+    (plain,) = run(model, processor, alone, {PLAIN: Plan()}, batch=BATCH)
     said = plain.replies[captions.name]
-    scores = questions.score(plain.replies[questions.name])
+    replies = plain.replies[questions.name] if dialect is None else first_words(model, dialect, questions.samples)
+    scores = questions.score(replies)
     return {
         "chair": captions.score(said).values | {"expected_share": expected_share(captions, said, shown)},
         "pope": {kind: scores[kind].values for kind in SPLITS},
         "examples": [(text, sorted(scene.names)) for text, scene in list(zip(said, shown, strict=True))[:6]],
     }
+
+
+def first_words(model: Any, dialect: Dialect, samples: Sequence[Sample], batch: int = 8) -> list[str]:
+    """The first token of each greedy reply; all samples of a picture read it once (see `packs`)."""
+    speaker = align.Speaker(model)
+    of: dict[int, list[int]] = {}
+    for number, sample in enumerate(samples):
+        of.setdefault(id(sample.image), []).append(number)
+    groups, said = list(of.values()), [""] * len(samples)
+    for start in range(0, len(groups), batch):
+        chosen, packed = groups[start : start + batch], []
+        for numbers in chosen:
+            packed.append(Pack.begin(dialect, image=True))
+            for number in numbers:
+                packed[-1].ask(samples[number].text, "", lambda said: [1.0] * len(said))
+        pixels = np.stack([np.asarray(samples[numbers[0]].image) for numbers in chosen])
+        with torch.inference_mode():
+            logits, _, _ = speaker.read({"pixels": pixels, **collate(packed)}, model.device)
+        order = [number for numbers in chosen for number in numbers]
+        for number, token in zip(order, logits.argmax(-1).tolist(), strict=True):
+            said[number] = dialect.decode(token)
+    return said
 
 
 def expected_share(captions: ChairBenchmark, said: Sequence[str], shown: Sequence[Scene]) -> float:

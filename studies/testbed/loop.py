@@ -1,4 +1,4 @@
-"""One training stage: batches that depend on the step alone, AdamW, warm-up and cosine, checkpoints, a progress bar."""
+"""One training stage: batches that depend on the step alone, AdamW, a schedule, checkpoints, a progress bar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .checkpoint import load_state, save_state
 
 @dataclass(frozen=True)
 class StageConfig:
-    """`steps` of `batch` scenes at peak rate `lr`; `save_every` seconds between checkpoints."""
+    """`steps` of `batch` scenes at peak rate `lr`; `save_every` seconds between checkpoints.
+
+    With `minutes` the schedule runs over so much training time instead of `steps`, which then only bound it: a machine
+    that is shared gives an unknown number of steps. `decay` is "cosine" or "linear".
+    """
 
     steps: int
     batch: int
@@ -27,18 +31,30 @@ class StageConfig:
     floor: float = 0.05
     save_every: float = 90.0
     log_every: int = 50
+    minutes: float | None = None
+    decay: str = "cosine"
 
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine from `lr` to `floor * lr`."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    def done(self, step: int, seconds: float) -> float:
+        """The share of the schedule after the warm-up that lies behind."""
+        if self.minutes is not None:
+            return min(1.0, seconds / 60 / self.minutes)
+        return min(1.0, max(0, step - self.warmup) / max(1, self.steps - self.warmup))
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
+        """Linear warm-up, then down from `lr` to `floor * lr`."""
+        done = self.done(step, seconds)
+        left = 1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * (self.floor + (1 - self.floor) * left)
+
+    def over(self, step: int, seconds: float) -> bool:
+        """Nothing is left to do."""
+        return step >= self.steps or (self.minutes is not None and seconds >= 60 * self.minutes)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 matrix products: two to three times faster on current CPUs and GPUs, parameters stay float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    """bfloat16 matrix products where the hardware has them: two to three times faster, parameters stay float32."""
+    fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX"))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
 def run_stage(
@@ -69,7 +85,7 @@ def run_stage(
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": []}
     if resume and path.exists():
         progress = load_state(path, module, optimizer)
-    if progress["step"] >= config.steps:
+    if config.over(progress["step"], progress["seconds"]):
         return progress
     module.train()
     first, began, saved = progress["step"], time.monotonic() - progress["seconds"], time.monotonic()
@@ -77,7 +93,7 @@ def run_stage(
     with _bar(name, config.steps, first, quiet) as bar:
         for step, payload in zip(range(first, config.steps), batches(first), strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(step)
+                group["lr"] = config.rate(step, progress["seconds"])
             value, parts = loss(payload)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -86,10 +102,11 @@ def run_stage(
             for key, part in {"loss": float(value.detach()), **parts}.items():
                 running[key] = part if key not in running else 0.95 * running[key] + 0.05 * part
             progress["step"], progress["seconds"] = step + 1, time.monotonic() - began
-            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+            over = config.over(step + 1, progress["seconds"])
+            if (step + 1) % config.log_every == 0 or over:
                 progress["losses"].append({"step": step + 1, **{k: round(v, 4) for k, v in running.items()}})
             bar(step + 1, running, progress["seconds"])
-            last = step + 1 == config.steps or (stop_after is not None and step + 1 - first >= stop_after)
+            last = over or (stop_after is not None and step + 1 - first >= stop_after)
             if last or time.monotonic() - saved > config.save_every:
                 save_state(path, module, optimizer, progress)
                 saved = time.monotonic()

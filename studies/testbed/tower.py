@@ -43,17 +43,30 @@ def batches(start: int, batch: int, seed: int, workers: int, offset: int = 0) ->
     return stream(draw_batch, (("train", offset + step * batch, batch, seed) for step in count(start)), workers)
 
 
-def loss(model: PatchLabeller, payload: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, dict[str, float]]:
+def targets(coverage: Any, device: torch.device) -> torch.Tensor:
+    """(B, 64, C + 1) pixels of each object -> the mix of each patch, background counting a third."""
+    counts = torch.as_tensor(coverage, device=device).float()
+    counts[..., -1] /= 3
+    return counts / counts.sum(-1, keepdim=True)
+
+
+def emphasis(target: torch.Tensor) -> torch.Tensor:
+    """How much each patch of a mix counts: those with nothing but background less."""
+    return 0.3 + 0.7 * (target[..., -1] < 1)
+
+
+def labelling(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy against the mix of objects in each patch; also the share of object patches named right."""
-    counts = torch.as_tensor(payload["coverage"], device=device).float()
-    target = counts.clone()
-    target[..., -1] /= 3
-    target = target / target.sum(-1, keepdim=True)
-    with autocast(device):
-        logits = model(to_pixels(payload["pixels"], device)).float()
     per_patch = -(target * logits.log_softmax(-1)).sum(-1)
     has_object = target[..., -1] < 0.5
-    value = (per_patch * (0.3 + 0.7 * (target[..., -1] < 1))).mean()
+    value = (per_patch * emphasis(target)).mean()
     with torch.no_grad():
         right = (logits.argmax(-1) == target.argmax(-1))[has_object].float().mean()
     return value, {"objects_right": float(right)}
+
+
+def loss(model: PatchLabeller, payload: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, dict[str, float]]:
+    """How badly each patch of a batch of scenes is named."""
+    with autocast(device):
+        logits = model(to_pixels(payload["pixels"], device)).float()
+    return labelling(logits, targets(payload["coverage"], device))

@@ -134,7 +134,10 @@ def test_the_folder_is_one_that_reports_are_made_of(testbed: Model, suite: Path,
     assert captions.samples[1]["runs"]["mild"]["reply"].startswith("A <b>photo</b> & a ")
     shown = (tmp_path / "a" / "report.html").read_text()
     assert "<b>photo" not in shown
-    assert all(word in shown for word in (demos.LABEL, "mild: heads that mild chose", "4 scenes of the test split"))
+    assert all(
+        word in shown
+        for word in (demos.LABELS["embedded"], "mild: heads that mild chose", "4 scenes of the test split")
+    )
     assert "layer 0, head 1: 1" in shown  # the head map of mild
 
 

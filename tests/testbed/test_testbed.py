@@ -145,8 +145,8 @@ def test_processor(loaded):
     alone = processor(images=pictures[0], text=texts[0], return_tensors="pt")["input_ids"][0]
     assert alone[0] == processor.tokenizer.bos_token_id
     # Training packs and the processor write the same tokens.
-    pack = packs.Pack.begin(image=True)
-    pack.ask(testbed.CAPTION_PROMPT, "No.")
+    pack = packs.Pack.begin(packs.testbed(), image=True)
+    pack.ask(testbed.CAPTION_PROMPT, "No.", packs.telling())
     assert pack.ids[: len(alone)] == alone.tolist()
 
 

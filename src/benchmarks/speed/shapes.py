@@ -68,7 +68,7 @@ def build(name: str, *, batch: int, prompt_tokens: int = 512, dtype: str = "floa
     """Load or make the model called `name` and a batch of inputs for it.
 
     Args:
-        name: `embedded`, a key of `SHAPES`, a checkpoint folder or a hub name.
+        name: `embedded`, `embedded-smol`, a key of `SHAPES`, a checkpoint folder or a hub name.
         batch: rows, all alike in length.
         prompt_tokens: length of the prompt where the model reads text only.
         dtype: number type, see `loading.DTYPES`.
