@@ -15,6 +15,8 @@ from .loop import autocast
 from .packs import testbed
 from .tower import to_pixels
 
+SHARED = 0.6
+
 
 class Speaker(nn.Module):
     """The trained parts of a LLaVA (text model, head, projector); the frozen tower hangs outside its parameters."""
@@ -29,9 +31,19 @@ class Speaker(nn.Module):
         object.__setattr__(self, "tower", llava.model.vision_tower)
 
     def forward(self, payload: dict[str, np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Negative log-likelihood and weight of every target token of a batch of packs, two (N,) tensors."""
+        """Negative log-likelihood and weight of every target token of a batch of packs, two (N,) tensors.
+
+        Where others would have been as right, `SHARED` of the target is spread over them.
+        """
         logits, target, weight = self.read(payload, device)
-        return nn.functional.cross_entropy(logits, target, reduction="none"), weight
+        each = nn.functional.cross_entropy(logits, target, reduction="none")
+        if "instead" in payload:
+            others = torch.as_tensor(payload["instead"][payload["weight"] > 0], device=device)
+            right = others >= 0
+            spread = -logits.log_softmax(-1).gather(1, others.clamp(min=0)).masked_fill(~right, 0).sum(1)
+            shared = (1 - SHARED) * each + SHARED * spread / right.sum(1).clamp(min=1)
+            each = torch.where(right.any(1), shared, each)
+        return each, weight
 
     def read(self, payload: dict[str, np.ndarray], device: torch.device) -> tuple[torch.Tensor, ...]:
         """Logits (N, V) of every target token of a batch of packs, the targets (N,) and their weights (N,).

@@ -6,7 +6,7 @@ asked alone; a follow-up branch also sees the caption before it. Positions resta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
@@ -81,7 +81,8 @@ def testbed() -> Dialect:
 class Pack:
     """Flat arrays of one sequence: ids, positions, branch and parent of each token, and its weight as a target.
 
-    `closing` marks tokens that a later turn does not see; the image begins at `image` (None: no image).
+    `closing` marks tokens that a later turn does not see; the image begins at `image` (None: no image). `instead` has, for
+    a token of an answer, others that were as right in its place.
     """
 
     dialect: Dialect
@@ -91,6 +92,7 @@ class Pack:
     parent: list[int] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
     closing: list[bool] = field(default_factory=list)
+    instead: dict[int, list[int]] = field(default_factory=dict)
     image: int | None = None
     _ends: dict[int, int] = field(default_factory=dict)
 
@@ -107,12 +109,15 @@ class Pack:
         pack._ends[0] = len(ids)
         return pack
 
-    def ask(self, prompt: str, answer: str, weigh: Weigh, *, after: int = 0) -> int:
-        """Add a branch; `after` names the caption it follows (0: asked alone)."""
+    def ask(
+        self, prompt: str, answer: str, weigh: Weigh, *, after: int = 0, instead: Mapping[int, list[int]] | None = None
+    ) -> int:
+        """Add a branch; `after` names the caption it follows (0: asked alone), `instead` counts from the answer on."""
         own = max(self.branch) + 1
         asked = list((self.dialect.later if after else self.dialect.turn)(prompt))
         said = [*self.dialect.encode(answer), self.dialect.end]
         start = self._ends[after]
+        self.instead |= {len(self.ids) + len(asked) + place: others for place, others in (instead or {}).items()}
         self.extend([*asked, *said], start, own, after, [0.0] * len(asked) + weigh(said))
         if self.dialect.closes:
             self.closing[-1] = True
@@ -133,8 +138,9 @@ def collate(packs: list[Pack], hidden: np.ndarray | None = None) -> dict[str, np
     """Pad packs to one length and say who sees whom.
 
     Returns ids and positions (B, T), seen (B, 1, T, T) bool, targets: weight (B, T) of predicting the next token, and
-    image: where it begins in every pack that has one. Packs with an image come first. `hidden` (B, 64) marks image
-    tokens that nobody may look at.
+    image: where it begins in every pack that has one. Packs with an image come first. Where tokens have others in their
+    place, also instead (B, T, K), padded with -1. `hidden` (B, 64) marks image tokens that nobody may look
+    at.
     """
     width = -(-max(len(pack.ids) for pack in packs) // 8) * 8
     ids, positions, branch, parent = (np.zeros((len(packs), width), dtype=np.int64) for _ in range(4))
@@ -156,7 +162,16 @@ def collate(packs: list[Pack], hidden: np.ndarray | None = None) -> dict[str, np
                 seen[row, after:, pack.image : after] &= ~hidden[row]
     # Weights move one to the left: position t carries the weight of predicting token t + 1 of its own branch.
     batch = {"ids": ids, "positions": positions, "seen": seen[:, None], "weight": np.roll(weight, -1, axis=1)}
-    return batch if packs[0].image is None else {**batch, "image": np.array(packs[0].image)}
+    if packs[0].image is not None:
+        batch["image"] = np.array(packs[0].image)
+    if any(pack.instead for pack in packs):
+        most = max(len(others) for pack in packs for others in pack.instead.values())
+        instead = np.full((*ids.shape, most), -1)
+        for row, pack in enumerate(packs):
+            for place, others in pack.instead.items():
+                instead[row, place, : len(others)] = others
+        batch["instead"] = np.roll(instead, -1, axis=1)
+    return batch
 
 
 def telling(word: float = 1.0, tail: float = 1.0) -> Weigh:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from sightline.testbed.data import draw_batch, stream
-from sightline.testbed.kinds import KINDS, article
+from sightline.testbed.kinds import KINDS, article, plural
 from sightline.testbed.scenes import scene_key
 from sightline.testbed.smol import END
 from sightline.testbed.sprites import CATEGORIES
@@ -141,9 +141,31 @@ def _telling(dialect: Dialect, rng: np.random.Generator) -> Weigh:
     return lambda said: [OBJECT_WEIGHT if t in dialect.objects else float(rng.random() < 0.4) for t in said]
 
 
-def _deciding(rng: np.random.Generator, share: float = 0.25, first: float = 3.0) -> Weigh:
+def _deciding(rng: np.random.Generator, share: float = 0.25, first: float = 6.0) -> Weigh:
     """The first word decides; of the others a share are targets."""
     return lambda said: [first, *(float(rng.random() < share) for _ in said[1:])]
+
+
+def slots(dialect: Dialect, answer: str, counts: dict[str, int]) -> dict[int, list[int]]:
+    """Where an answer names its objects -> the first tokens of all not yet named that fit after the same words.
+
+    An image does not say in which order its objects are to be named: every one that is left would be right.
+    """
+    said = list(dialect.encode(answer))
+    names = [name for name in counts if name != "scissors"]  # "a pair of" fits nothing else
+    forms = {name: list(dialect.encode(f" {plural(name) if counts[name] > 1 else name}")) for name in names}
+    before = {name: quantity(name, min(counts[name], 9)).split()[0] for name in names}
+    found: dict[int, list[int]] = {}
+    at = 0
+    for index, name in enumerate(names):
+        width = len(forms[name])
+        while at < len(said) and said[at : at + width] != forms[name]:
+            at += 1
+        if at == len(said):
+            break
+        found[at] = sorted({forms[other][0] for other in names[index:] if before[other] == before[name]})
+        at += width
+    return found
 
 
 def image_pack(dialect: Dialect, kind: str, objects: list[tuple[str, float]], rng: np.random.Generator) -> Pack:
@@ -162,10 +184,12 @@ def image_pack(dialect: Dialect, kind: str, objects: list[tuple[str, float]], rn
     counts = {name: number[name] for name in order}
     pack = Pack.begin(dialect, image=True)
     asked = CAPTION_PROMPT if rng.random() < 0.4 else pick(rng, PROMPTS)
-    told = pack.ask(asked, caption(kind, counts, rng), _telling(dialect, rng))
-    if rng.random() < 0.6:
+    said = caption(kind, counts, rng)
+    told = pack.ask(asked, said, _telling(dialect, rng), instead=slots(dialect, said, counts))
+    if rng.random() < 0.8:
         said = listing([quantity(name, min(n, 9)) for name, n in counts.items()])
-        pack.ask(pick(rng, LISTS), f"{said[0].upper()}{said[1:]}.", _telling(dialect, rng))
+        said = f"{said[0].upper()}{said[1:]}."
+        pack.ask(pick(rng, LISTS), said, _telling(dialect, rng), instead=slots(dialect, said, counts))
     absent = [name for name in CATEGORIES if name not in number]
     expected = [name for name in KINDS[kind].expected if name not in number]
     flip = int(rng.random() < 0.5)

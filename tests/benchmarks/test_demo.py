@@ -18,7 +18,7 @@ from sightline.benchmarks.runner.tables import relative
 from sightline.common.errors import ConfigError, SightlineError
 from sightline.common.files import read_suite, write_text
 
-from tests.helpers.standin import SCENES, Model, Processor, plans, suite, testbed  # noqa: F401  (fixtures)
+from tests.helpers.standin import SCENES, Model, Processor, plans
 
 
 def test_runner_interleaves_and_scores(testbed: Model) -> None:

@@ -21,8 +21,8 @@ from sightline.testbed import smol as shipped
 from sightline.testbed.kinds import KINDS
 from sightline.testbed.text import mentions
 
+from studies.testbed import align, packs, smol, smol_packs
 from studies.testbed import evaluate as measure
-from studies.testbed import packs, smol, smol_packs
 from studies.testbed.checkpoint import load_state
 from studies.testbed.loop import StageConfig
 
@@ -199,6 +199,38 @@ def test_captions_say_what_they_were_given_in_many_words():
         assert mentions(said) == list(picture.counts)
         openings.add(" ".join(said.split()[:2]))
     assert len(openings) >= 6
+
+
+def test_every_object_that_is_left_is_right(toy):
+    """Objects are targets in any order; what is said between them is not."""
+    dialect = smol_packs.smollm2(shipped.processor_of(toy[1]).tokenizer.backend_tokenizer)
+    counts = {"dog": 1, "cup": 2, "apple": 1, "bed": 1, "orange": 1}
+    said = "The image shows a park with a dog, two cups and an apple. There is also a bed and an orange."
+    found = smol_packs.slots(dialect, said, counts)
+    first = {name: dialect.encode(f" {name}")[0] for name in ("dog", "cups", "apple", "bed", "orange")}
+    ids = dialect.encode(said)
+    assert [ids[place] for place in found] == list(first.values())
+    allowed = (("dog", "bed"), ("cups",), ("apple", "orange"), ("bed",), ("orange",))
+    assert [set(others) for others in found.values()] == [{first[name] for name in names} for names in allowed]
+
+    class Told(align.Speaker):  # logits that are known
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def read(self, payload, device):
+            rows = payload["weight"] > 0
+            target = torch.as_tensor(np.roll(payload["ids"], -1, axis=1)[rows])
+            return logits, target, torch.as_tensor(payload["weight"][rows])
+
+    pack = packs.Pack.begin(dialect, image=True)
+    pack.ask("What?", said, lambda said: [1.0] * len(said), instead=found)
+    logits = torch.randn(len(ids) + 1, 600, generator=torch.Generator().manual_seed(0))
+    each, _ = Told()(packs.collate([pack]), torch.device("cpu"))
+    logp, place = logits.log_softmax(-1), next(iter(found))
+    both = [first["dog"], first["bed"]]
+    expected = -(1 - align.SHARED) * logp[place, both[0]] - align.SHARED * logp[place, both].mean()
+    torch.testing.assert_close(each[place], expected)
+    torch.testing.assert_close(each[place + 1 :][0], -logp[place + 1, ids[place + 1]])
 
 
 def test_answers_tell_the_truth():
