@@ -100,7 +100,8 @@ def test_the_embedded_model() -> None:
 
 
 def test_a_model_from_a_gguf_file() -> None:
-    from sightline.models.loading import SMOLLM2, load_model
+    from sightline.models.loading import load_model
+    from sightline.models.naming import SMOLLM2
 
     model, tokenizer = load_model(SMOLLM2)
     inputs = tokenizer("The capital of France is", return_tensors="pt")

@@ -41,7 +41,8 @@ def export(
     if not fold:
         raise typer.BadParameter("say how with --fold: factors on heads become part of the weights")
     from ..benchmarks.runner.evaluate import fingerprint
-    from ..models.loading import EMBEDDED, SMOLLM2, load_model, quiet
+    from ..models.loading import load_model, quiet
+    from ..models.naming import OURS
     from ..plugin.config import Config
     from ..serving.fold import MARKER
     from ..serving.fold import export as write
@@ -50,7 +51,7 @@ def export(
     quiet()
     parsed = Config.load(config)
     check_unfolded(model)
-    number_type = dtype or ("float32" if model in (EMBEDDED, SMOLLM2) else stored_dtype(model))
+    number_type = dtype or ("float32" if model in OURS else stored_dtype(model))
     loaded, processor = load_model(model, dtype=number_type)
     plan = resolve(loaded.name_or_path or model, parsed, calibration, loaded=loaded.config)
     record = write(loaded, processor, plan, out, fingerprint=fingerprint)

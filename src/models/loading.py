@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import LINE, SightlineError, UnsupportedModelError, shortened
-from .naming import EMBEDDED, EMBEDDED_SMOL, SMOLLM2, checkpoint
+from .naming import EMBEDDED, EMBEDDED_SMOL, OURS, checkpoint
 
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -82,7 +82,7 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu") -> tup
         SightlineError: the model cannot be found or loaded.
     """
     number_type, home = torch_dtype(dtype), torch_device("cpu" if device == AUTO else device)
-    if name in (EMBEDDED, EMBEDDED_SMOL, SMOLLM2):
+    if name in OURS:
         if name == EMBEDDED:
             from .. import testbed
 

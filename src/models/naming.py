@@ -13,6 +13,7 @@ from ..common.validation import suggest
 EMBEDDED = "embedded"
 EMBEDDED_SMOL = "embedded-smol"
 SMOLLM2 = "smollm2"
+OURS = (EMBEDDED, EMBEDDED_SMOL, SMOLLM2)  # loaded by name, from what comes with this package or beside it
 PATIENCE = 5.0
 """Seconds to wait for the hub's first answer."""
 
@@ -43,7 +44,7 @@ def checkpoint(name: str) -> Checkpoint:
                 f"no model in {shortened(name, LINE)}{near}: expected a folder with config.json and weights"
             )
         return Checkpoint(str(folder), local=True)
-    ours = get_close_matches(name.lower(), (EMBEDDED, EMBEDDED_SMOL, SMOLLM2), n=1, cutoff=0.7)
+    ours = get_close_matches(name.lower(), OURS, n=1, cutoff=0.7)
     if ours:
         raise SightlineError(f"no model {name!r}, did you mean '{ours[0]}'?")
     return _on_the_hub(name)
@@ -77,7 +78,7 @@ def _on_the_hub(name: str) -> Checkpoint:
         reason = f"the hub cannot be reached ({type(error).__name__}), and it is not in the cache"
     if cached:
         return Checkpoint(name, local=True)
-    near = suggest(name, [EMBEDDED, EMBEDDED_SMOL, SMOLLM2, *_cached()])
+    near = suggest(name, [*OURS, *_cached()])
     raise SightlineError(
         f"cannot load model {shortened(name, LINE)!r}{near or ':'} {reason}; give {EMBEDDED!r}, {SMOLLM2!r}, a checkpoint"
         " folder, or a hub name that is cached or reachable"
