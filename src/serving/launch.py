@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +50,18 @@ def serve(
     """
     check_vllm()
     asked = request(model, config, calibration)
-    from vllm.entrypoints.cli.main import main
+    # The command `vllm serve` itself wants a distribution of the name vllm, which a build for CPUs is not.
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    cli_env_setup()
+    command, parser = ServeSubcommand(), FlexibleArgumentParser(prog="sightline")
+    command.subparser_init(parser.add_subparsers(required=True))
     more = ["--additional-config", json.dumps({KEY: asked}), "--middleware", "sightline.serving.http.Choice"]
-    sys.argv = ["vllm", "serve", model, *options, *more]
-    main()
+    arguments = parser.parse_args([command.name, model, *options, *more])
+    command.validate(arguments)
+    command.cmd(arguments)
 
 
 def request(

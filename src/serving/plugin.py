@@ -259,8 +259,9 @@ def check_options(arguments: Any, plan: Plan) -> None:
         value = getattr(arguments, name, None)
         if bad(value):
             raise ConfigError(f"{name}={value!r} is not proven beside a Sightline configuration: {mend}")
-    if os.environ.get(RUNNER, "0") not in ("", "0"):
-        raise ConfigError(f"{RUNNER}=1 asks for a runner without the place that Sightline needs: leave it out")
+    for name, what in ((RUNNER, "a runner"), ("VLLM_USE_RUST_FRONTEND", "a front end")):
+        if os.environ.get(name, "0") not in ("", "0"):
+            raise ConfigError(f"{name}=1 asks for {what} without the place that Sightline needs: leave it out")
 
 
 def check_made(made: Any) -> None:

@@ -22,7 +22,7 @@ from tests.serving.served.models import answers, apart
 
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 CONFIG = "methods: [{head_gain: {head_list: [[3, 1], [10, 4], [20, 2], [29, 8]], gain: -1.0}}]\n"
-COUNT, PATIENCE = 16, 900
+COUNT, PATIENCE = 16, 1800
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def serving(model: Path, config: Path, port: int) -> Iterator[subprocess.Popen[b
 def ask(port: int, **more: Any) -> str:
     from openai import OpenAI
 
-    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=300, max_retries=0)
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=900, max_retries=0)
     reply = client.chat.completions.create(model="smollm2", messages=QUESTION, temperature=0, max_tokens=COUNT, **more)
     return str(reply.choices[0].message.content)
 
@@ -90,7 +90,7 @@ def test_a_server_by_the_openai_client(smollm2: Path, tmp_path: Path, port: int)
             ask(port, extra_body={"sightline": "maybe"})
         with pytest.raises(BadRequestError, match="must be 'on' or 'off'"):
             ask(port, extra_body={"vllm_xargs": {"sightline": "maybe"}})
-        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=300, max_retries=0)
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=900, max_retries=0)
         pieces = client.chat.completions.create(
             model="smollm2", messages=QUESTION, temperature=0, max_tokens=COUNT, stream=True, extra_body=kept
         )
