@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REQUESTS, NEW_TOKENS, CALIBRATED = 32, 32, "HuggingFaceTB/SmolLM2-135M-Instruct"
+REQUESTS, NEW_TOKENS, CALIBRATED = 32, 24, "HuggingFaceTB/SmolLM2-135M-Instruct"
 STARTS = ("The capital of France is", "Once upon a time", "Water boils at", "My favourite book is", "In the year 1999")
 GAINS = {"methods": [{"head_gain": {"head_list": [[layer, layer % 9] for layer in range(0, 30, 2)], "gain": 1.5}}]}
 DECORE = {"decoder": {"decore": {"heads": 20}}}
@@ -49,7 +49,7 @@ def measure(model: str, rounds: int, compiled: bool) -> dict[str, Any]:
     named = type("Named", (), {"name_or_path": CALIBRATED})()
     known = sightline.Calibration.load("auto", named)
     shape = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": REQUESTS, "seed": 0}
-    shape |= {"enforce_eager": not compiled, "enable_prefix_caching": False}
+    shape |= {"enforce_eager": not compiled, "enable_prefix_caching": False, "num_gpu_blocks_override": 96}
     engines = {
         "plain": vllm.LLM(model, **shape),
         "gains": engine(model, GAINS, **shape),
@@ -59,7 +59,7 @@ def measure(model: str, rounds: int, compiled: bool) -> dict[str, Any]:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     short = [f"Story {number}. {STARTS[number % len(STARTS)]}" for number in range(REQUESTS)]
-    long = ["Tell me more. " * 60 + text for text in short[:8]]
+    long = ["Tell me more. " * 30 + text for text in short[:8]]
 
     def served(name: str, texts: list[str], count: int) -> Callable[[], Any]:
         parameters = vllm.SamplingParams(temperature=0, max_tokens=count, min_tokens=count)
@@ -88,16 +88,15 @@ def measure(model: str, rounds: int, compiled: bool) -> dict[str, Any]:
             run()
             if number:
                 seconds[name].append(time.perf_counter() - begun)
-    blocks = {name: capacity(one) for name, one in engines.items()}
+    layers = {name: holding(one) for name, one in engines.items()}
     shape |= {"requests": REQUESTS, "new_tokens": NEW_TOKENS, "rounds": rounds, "threads": torch.get_num_threads()}
     made = provenance({}) | {"vllm": vllm.__version__}
-    return {"seconds": seconds, "cache_tokens": blocks, "shape": shape, **made}
+    return {"seconds": seconds, "layers": layers, "shape": shape, **made}
 
 
-def capacity(llm: Any) -> int:
-    """How many tokens the cache holds."""
-    cache = llm.llm_engine.vllm_config.cache_config
-    return int(cache.num_gpu_blocks * cache.block_size)
+def holding(llm: Any) -> int:
+    """How many layers hold keys and values of a token."""
+    return len(llm.llm_engine.vllm_config.compilation_config.static_forward_context)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -109,7 +108,7 @@ def table(result: dict[str, Any]) -> str:
         ratios = sorted(one / other for one, other in zip(own, plain, strict=True))
         spread = " - ".join(f"{one:.2f}" for one in (ratios[0], statistics.median(ratios), ratios[-1]))
         lines.append(f"| {name} | {statistics.median(own):.2f} | {spread} |")
-    lines += [f"| cache, tokens: {name} | {tokens} | |" for name, tokens in result["cache_tokens"].items()]
+    lines += [f"| layers that hold keys, {name} | {count} | |" for name, count in result["layers"].items()]
     return "\n".join(lines)
 
 
