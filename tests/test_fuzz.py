@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,9 @@ from PIL import Image
 from sightline import Calibration, Config
 from sightline.benchmarks.benchmark import Source
 from sightline.benchmarks.public import coco
+from sightline.benchmarks.report import page
 from sightline.benchmarks.runner import suite
+from sightline.benchmarks.runner.evaluate import score_answers
 from sightline.benchmarks.runner.store import finished
 from sightline.common.errors import LONGEST, SightlineError
 from sightline.common.files import read_suite
@@ -145,6 +149,27 @@ def _suite(path: Path) -> None:
     named_configs(read_suite("demo.yaml", path), str(path))
 
 
+@functools.cache
+def result() -> dict[str, Any]:
+    """What scoring replies to two questions writes."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        Image.new("RGB", (8, 8), "red").save(folder / "a.jpg")
+        write(folder / "coco_pope_random.json", "\n".join(map(json.dumps, POPE)))
+        for name in ("first", "second"):
+            write(folder / f"{name}.jsonl", "\n".join(json.dumps({"question_id": n, "answer": "yes"}) for n in (1, 2)))
+        asked = suite.read("pope", Source(folder))
+        score_answers(asked, [folder / "first.jsonl", folder / "second.jsonl"], folder / "out")
+        found = json.loads((folder / "out" / "result.json").read_text())
+        assert len(found["runs"]) == 2
+        return found
+
+
+def _report(folder: Path, text: str) -> None:
+    write(folder / "results" / "result.json", text)
+    page.write([folder / "results"], folder / "report")
+
+
 BOTH = {"annotations__captions_val2014.json": json.dumps({"annotations": [{"image_id": 1, "caption": "a dog"}]})}
 TARGETS = {
     "configuration": Target(documents(CONFIG), _file(Config.load)),
@@ -191,6 +216,7 @@ TARGETS = {
     "truthfulqa": Target(documents(TRUTHFUL), _benchmark("truthfulqa", "mc_task.json")),
     "nqswap": Target(rows(NQSWAP), _benchmark("nqswap", "nqswap.jsonl")),
     "replies": Target(rows([{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": "no"}]), _answers),
+    "result": Target(st.deferred(lambda: documents(result())), _report),
     "finished samples": Target(rows([{"id": "1", "reply": "yes"}, {"id": "2", "reply": [0.5]}]), _store),
 }
 

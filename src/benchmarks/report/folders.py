@@ -22,6 +22,7 @@ from ..runner import suite
 from ..runner.evaluate import RESULT, SAMPLES
 from ..runner.plan import PLAIN
 from ..runner.store import MANIFEST, finished
+from . import schema
 
 Entry = dict[str, Any]
 _COMMAND = "sightline eval or sightline demo"
@@ -150,12 +151,7 @@ def _read(path: Path, name: str) -> Folder:
 
 def _check(result: Mapping[str, Any], place: Path) -> None:
     """Raises DataError where a result is none of ours."""
-    whole = {"command": str, "versions": dict, "hashes": dict} | (
-        {"tasks": dict, "engine": str, "version": str} if "tasks" in result else {"runs": list}
-    )
-    wrong = [key for key, kind in whole.items() if not isinstance(result.get(key), kind)]
-    if wrong:
-        raise DataError(f"{place}: no {wrong[0]!r} in it: not a result of {_COMMAND}")
+    schema.check(result, place, _COMMAND)
     if "tasks" in result:
         return
     if "benchmark" in result:

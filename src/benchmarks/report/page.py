@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ...common.errors import DataError, shortened, shown
 from ...common.files import config_hash, provenance, write_text
 from ...common.readers import Notes
 from ..public.chair import LAST_POSITION
@@ -159,9 +160,17 @@ def write(
     advance: Callable[[int], None] = lambda total: None,
 ) -> Report:
     """Read folders of results and write both pages into `out`. Raises SightlineError."""
-    report = Report.of(paths)
-    page = report.html(out, options or Options(), advance)
-    write_text(out / TABLES, report.markdown())
+    try:
+        report = Report.of(paths)
+        page, tables_page = report.html(out, options or Options(), advance), report.markdown()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # What the scores of a damaged result lead to, whose shape is each benchmark's own (`schema.py` has the rest).
+        where = ", ".join(map(str, paths))
+        raise DataError(
+            f"{shortened(where, 200)}: a score in it is damaged, or of another release of sightline"
+            f" ({type(error).__name__}: {shown(str(error))}): run the evaluation again, or leave that folder out"
+        ) from error
+    write_text(out / TABLES, tables_page)
     write_text(out / PAGE, page)
     return report
 

@@ -401,7 +401,7 @@ def mangled(**change: Any) -> Callable[[str], str]:
     [
         ("result.json", lambda text: text[: len(text) // 2], r"result.json, line \d+: not JSON"),
         ("result.json", lambda text: "[]", "result.json: expected a JSON object"),
-        ("result.json", without("hashes"), "result.json: no 'hashes' in it: not a result of sightline"),
+        ("result.json", without("hashes"), "result.json: 'hashes': Field required; not a result of sightline"),
         ("result.json", lambda text: text.replace('"time_ratio"', '"x"'), "run 0 has no 'time_ratio'"),
         ("result.json", lambda text: text.replace('"benchmark": "chair"', '"benchmark": "chiar"'), "did you mean 'chair'"),
         ("result.json", lambda text: json.dumps(json.loads(text) | {"runs": []}), "scores of no benchmark"),
