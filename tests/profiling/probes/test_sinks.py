@@ -12,7 +12,7 @@ from sightline.common.readers import Notes
 from sightline.models.loading import load_model
 from sightline.models.observe import Batch
 from sightline.plugin.core.host import Host
-from sightline.profiling.data import examples
+from sightline.profiling.data.examples import examples
 from sightline.profiling.job import Job, Partial
 from sightline.profiling.probes import sinks
 
