@@ -196,8 +196,11 @@ class Host:
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
             with self.queue.turn():
-                if not self.plugs or not self.plugs[-1].active:
+                if not self.plugs:  # the last one left while the call waited
                     return original(*args, **kwargs)
+                if not self.plugs[-1].active:
+                    with compat.image_count_named():
+                        return original(*args, **kwargs)
                 ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
                 default = getattr(generator, "generation_config", None)
                 if self.told:
