@@ -77,7 +77,7 @@ class Emphasis:
         if self.settings.span == "question":
             return self._some(layout.query)
         if callable(self.facts.marks.emphasis):
-            return self._some(self._told(layout))
+            return self._some(self._told(self.facts.marks.emphasis(layout.ids), layout))
         marked = torch.zeros_like(layout.valid)
         for row, tokens in enumerate(layout.valid & ~layout.image):
             positions = tokens.nonzero().flatten().tolist()
@@ -87,8 +87,8 @@ class Emphasis:
                 marked[row, position] = any(first < stop and last > start for start, stop in spans)
         return marked
 
-    def _told(self, layout: Layout) -> Tensor:
-        marked = self.facts.marks.emphasis(layout.ids)
+    def _told(self, marked: Tensor, layout: Layout) -> Tensor:
+        """What the caller's function has marked [B, n]; it may have answered anything."""
         if not isinstance(marked, Tensor) or marked.shape != layout.ids.shape:
             shape = list(marked.shape) if isinstance(marked, Tensor) else type(marked).__name__
             raise LayoutError(

@@ -57,7 +57,7 @@ class PAINT(Method):
         super().__init__(settings, facts)
         config = getattr(facts.tower, "config", None)
         kind = getattr(config, "model_type", "no tower")
-        if facts.architecture != "llava" or kind != "clip_vision_model":
+        if facts.tower is None or facts.architecture != "llava" or kind != "clip_vision_model":
             raise UnsupportedModelError(
                 f"paint needs the class token's attention to the patches, one per image token, as LLaVA-1.5 has it; this is"
                 f" '{facts.architecture}' with '{kind}': use pai, which boosts all image tokens"
