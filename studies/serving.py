@@ -1,26 +1,33 @@
-"""What serving costs: plain vLLM, gains and DeCoRe in turn in one process, and transformers with Sightline beside them.
+"""What serving costs: a configuration against plain vLLM, and transformers with Sightline, in turn in one process.
 
     python -m studies.serving --model FOLDER --json eval/results/serving.json
 
 FOLDER is a checkpoint of SmolLM2-135M-Instruct (`sightline export` writes one). Each round runs everything once, so that
-a busy machine slows all alike; what counts is the ratio to plain vLLM in the same round.
+a busy machine slows all alike; what counts is the ratio to plain vLLM in the same round. Each configuration has a process
+of its own, which holds three copies of the model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-REQUESTS, NEW_TOKENS, CALIBRATED = 32, 24, "HuggingFaceTB/SmolLM2-135M-Instruct"
+REQUESTS, NEW_TOKENS, CALIBRATED = 32, 16, "HuggingFaceTB/SmolLM2-135M-Instruct"
 STARTS = ("The capital of France is", "Once upon a time", "Water boils at", "My favourite book is", "In the year 1999")
-GAINS = {"methods": [{"head_gain": {"head_list": [[layer, layer % 9] for layer in range(0, 30, 2)], "gain": 1.5}}]}
-DECORE = {"decoder": {"decore": {"heads": 20}}}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "decore": {"decoder": {"decore": {"heads": 20}}},
+    "gains": {
+        "methods": [{"head_gain": {"head_list": [[layer, layer % 9] for layer in range(0, 30, 2)], "gain": 1.5}}]
+    },
+}
 
 
 def main() -> None:
@@ -29,16 +36,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=[*CONFIGS])
     options = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
-    result = measure(options.model, options.rounds, options.compiled)
-    print(table(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    found = {}
+    for name in options.configs:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            found[name] = process.submit(measure, name, options.model, options.rounds, options.compiled).result()
+        print(table(found[name]), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def measure(model: str, rounds: int, compiled: bool) -> dict[str, Any]:
+def measure(config: str, model: str, rounds: int, compiled: bool) -> dict[str, Any]:
     import sightline
     import torch
     import vllm
@@ -50,11 +61,7 @@ def measure(model: str, rounds: int, compiled: bool) -> dict[str, Any]:
     known = sightline.Calibration.load("auto", named)
     shape = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": REQUESTS, "seed": 0}
     shape |= {"enforce_eager": not compiled, "enable_prefix_caching": False, "num_gpu_blocks_override": 96}
-    engines = {
-        "plain": vllm.LLM(model, **shape),
-        "gains": engine(model, GAINS, **shape),
-        "decore": engine(model, DECORE, calibration=known, **shape),
-    }
+    engines = {"plain": vllm.LLM(model, **shape), config: engine(model, CONFIGS[config], calibration=known, **shape)}
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -65,22 +72,18 @@ def measure(model: str, rounds: int, compiled: bool) -> dict[str, Any]:
         parameters = vllm.SamplingParams(temperature=0, max_tokens=count, min_tokens=count)
         return lambda: engines[name].generate(texts, parameters, use_tqdm=False)
 
-    def attached(config: Any) -> Callable[[], Any]:
-        inputs = tokenizer(short, return_tensors="pt", padding=True)
-        given = {**inputs, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    inputs = tokenizer(short, return_tensors="pt", padding=True)
+    given = {**inputs, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
 
-        def run() -> Any:
-            with sightline.attach(reference, config or {"methods": []}, calibration=known):
-                return reference.generate(**given)
-
-        return run
+    def attached() -> Any:
+        with sightline.attach(reference, CONFIGS[config], calibration=known):
+            return reference.generate(**given)
 
     runs: dict[str, Callable[[], Any]] = {}
     for name in engines:
         runs[f"throughput {name}"] = served(name, short, NEW_TOKENS)
         runs[f"prefill {name}"] = served(name, long, 1)
-    for name, config in (("plain", None), ("gains", GAINS), ("decore", DECORE)):
-        runs[f"transformers {name}"] = attached(config)
+    runs[f"transformers {config}"] = attached
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):  # the first warms up
         for name, run in runs.items():
