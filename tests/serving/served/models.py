@@ -210,6 +210,21 @@ def logprobs(folder: Path, ids: Sequence[int], config: Any, count: int, known: A
     return [scores[0].float().log_softmax(-1).tolist() for scores in out.scores]
 
 
+def evaluated(folder: Path, config: Any, known: Path, out: Path, count: int) -> list[Any]:
+    """What two samples of `chair` come to by run, asked of transformers."""
+    import json
+
+    from sightline.benchmarks.benchmark import Source
+    from sightline.benchmarks.runner import suite
+    from sightline.benchmarks.runner.evaluate import ReplySettings, evaluate
+
+    model, processor = load_model(str(folder))
+    configs = {"vhr": sightline.Config.load(config)}
+    settings = ReplySettings(count, 1, equal=False)
+    evaluate(suite.read("chair", Source(None, 2)), model, processor, configs, out, calibration=known, settings=settings)
+    return [json.loads(line)["runs"] for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
 @cache
 def loaded(folder: Path) -> Any:
     """The same checkpoint in transformers."""

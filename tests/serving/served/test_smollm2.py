@@ -103,16 +103,20 @@ def test_a_conversation_goes_on_over_shared_blocks(decore: Served) -> None:
     """The answer's tokens were masked rows of the copy; as a prompt they are not, and must not be shared."""
     first = decore.prompts[-1]
     for choice, config, said in (("on", DECORE, decore.mitigated), ("off", None, decore.plain)):
+        assert tokens(decore.say([first], greedy(COUNT, choice))) == said[-1:]
         longer = [*first, *said[-1], *decore.prompts[0]]
         (output,) = decore.say([longer], greedy(COUNT, choice))
         assert tokens([output]) == decore.expected([longer], config)
-        if choice == "on":  # its blocks are the last ones that were filled
-            assert output.num_cached_tokens == (len(first) - 1) // 32 * 32
+        # Of a mitigated turn the prompt's blocks, of a plain one those of the answer too.
+        shared = len(first) - 1 if choice == "on" else len(first) + COUNT - 1
+        assert output.num_cached_tokens == shared // 32 * 32
 
 
 def test_logprobs_are_of_the_contrasted_scores(decore: Served) -> None:
+    from vllm import SamplingParams
+
     ids = decore.prompts[0]
-    (output,) = decore.say([ids], greedy(4, logprobs=5))
+    (output,) = decore.say([ids], SamplingParams(temperature=0, max_tokens=4, logprobs=5))
     expected = apart(logprobs, decore.folder, ids, DECORE, 4, decore.known)
     for scores, found in zip(expected, output.outputs[0].logprobs, strict=True):
         for token, one in found.items():
