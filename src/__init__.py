@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ConfigError,
         LayoutError,
         NoEffectWarning,
+        ScoresError,
         SightlineError,
         UnsupportedModelError,
     )
@@ -77,6 +78,7 @@ __all__ = [
     "Reweight",
     "Rows",
     "Score",
+    "ScoresError",
     "Session",
     "Settings",
     "Shift",
@@ -113,6 +115,7 @@ _HOMES = {
             "CallError",
             "ConfigError",
             "LayoutError",
+            "ScoresError",
             "NoEffectWarning",
             "SightlineError",
             "UnsupportedModelError",

@@ -29,6 +29,10 @@ class UnsupportedModelError(SightlineError):
     """The model, or the way it was loaded, cannot be edited faithfully."""
 
 
+class ScoresError(SightlineError):
+    """What a method or a decoder made of the model gives no finite scores."""
+
+
 class LayoutError(SightlineError):
     """The prompt lacks what a method acts on: no image, no rows, or positions that do not fit."""
 

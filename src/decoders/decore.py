@@ -23,7 +23,7 @@ from ..common.errors import CalibrationError
 from ..plugin.branches import rules
 from ..plugin.branches.branch import Branch
 from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
-from ..plugin.branches.heads import best_heads, dispersed, marked, random_heads, silenced
+from ..plugin.branches.heads import Head, best_heads, dispersed, marked, random_heads, silenced
 from ..plugin.calibration.sections import how_to_get
 from ..plugin.core.layout import Layout
 from ..plugin.core.method import ModelFacts, Settings
@@ -34,7 +34,7 @@ class DeCoReSettings(Settings):
     by: Literal["retrieval_heads", "concept_heads", "visual_heads"] = Field(
         "retrieval_heads", description="calibration section whose scores choose the heads; the others: ours, for images"
     )
-    head_list: list[tuple[int, int]] | None = Field(None, min_length=1, description="these [layer, head] instead")
+    head_list: list[Head] | None = Field(None, min_length=1, description="these [layer, head] instead")
     random: int | None = Field(None, description="a seed: mask as many heads by chance instead, as a control")
     alpha: float | Literal["entropy", "entropy_gain"] = Field("entropy", description="strength of the contrast")
     scale: bool = Field(False, description="divide the entropy by ln |V|")

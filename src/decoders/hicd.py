@@ -18,14 +18,14 @@ from torch import Tensor
 from ..plugin.branches import rules
 from ..plugin.branches.branch import Branch, Edits
 from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
-from ..plugin.branches.heads import best_heads, dispersed, marked
+from ..plugin.branches.heads import Head, best_heads, dispersed, marked
 from ..plugin.core.layout import Layout, Step
 from ..plugin.core.method import ModelFacts, Settings
 
 
 class HICDSettings(Settings):
     heads: int = Field(30, ge=0, description="how many heads are dispersed, by inducing score")
-    head_list: list[tuple[int, int]] | None = Field(None, min_length=1, description="these [layer, head] instead")
+    head_list: list[Head] | None = Field(None, min_length=1, description="these [layer, head] instead")
     alpha: float = Field(1.1, description="strength of the contrast")
     beta: float = Field(0.0, ge=0, le=1, description="plausibility cutoff, relative to the likeliest token; 0: none")
     span: Literal["all", "prompt"] = Field("all", description="dispersed rows: all, or the prompt's alone (released)")

@@ -28,8 +28,8 @@ from ..plugin.core.method import ModelFacts, Settings
 
 class JuICESettings(Settings):
     heads: int = Field(5, ge=1, description="how many heads of each kind are taken from the calibration")
-    enhance: list[tuple[int, int]] | None = Field(None, description="[layer, head] to enlarge; default: calibration")
-    suppress: list[tuple[int, int]] | None = Field(None, description="[layer, head] to suppress; default: calibration")
+    enhance: list[Head] | None = Field(None, description="[layer, head] to enlarge; default: calibration")
+    suppress: list[Head] | None = Field(None, description="[layer, head] to suppress; default: calibration")
     alpha_enhance: float = Field(1.0, ge=0, description="how much of an enlarged head's clean output is added")
     alpha_suppress: float = Field(1.0, ge=0, description="how much of a suppressed head's clean output is taken away")
 

@@ -42,7 +42,7 @@ class SGRSSettings(Settings):
     candidates: int = Field(5, ge=1, description="K, likeliest tokens that are drawn from")
     rounds: int | None = Field(3, ge=1, description="R, draws before the best score is taken; null: as many as K")
     alpha: float = Field(0.6, ge=0, description="share of the recent tokens' score that a token has to reach")
-    window: int = Field(5, ge=1, description="W, how many tokens are recent")
+    window: int = Field(5, ge=1, le=10_000, description="W, how many tokens are recent")
     layers: list[int] | None = Field(
         None, min_length=1, description="target layers; default: 6 to 8 of 32 in proportion"
     )

@@ -7,7 +7,8 @@ normalised pixels; what the model says of such a picture is its prior:
 
 Raw logits. Published: a = 1, beta = 0.1 (0.2 in the POPE script), t = 500 (999 for some sets), multinomial sampling. Users
 could not reproduce its POPE gains, and plain greedy search beats it there (issues 5, 16 and 24 of the repository).
-Ours: the noise has a seed, and every picture gets the same.
+Until July 2024 the release handed the copy's pass the cache of the model's own, and overwrote it: numbers from before are of
+another method. Ours: the noise has a seed, and every picture gets the same.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ class Contrast:
     def begin(self, step: Step, ids: Tensor | None) -> None:
         """Before each pass: its rows, and the tokens [B, count] of one behind the prompt."""
 
+    #: Which rows [B] it contrasts; the others keep the model's own scores. None: all.
+    contrasted: Tensor | None = None
     #: The redrawn pictures as forward arguments, while the branch reads its prompts.
     redrawn: Mapping[str, Any] = MappingProxyType({})
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Strict
 from torch import Tensor
 
 from ...common.errors import CalibrationError, ConfigError
 from ..core.edits import Disperse, Edit, Gain
 from ..core.method import ModelFacts
 
-Head = tuple[int, int]  # (layer, query head)
+Head = Annotated[tuple[int, int], Strict(False)]  # (layer, query head); YAML writes it as a list
 
 
 def best_heads(scores: Sequence[Sequence[float]], count: int, facts: ModelFacts, what: str) -> tuple[Head, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.errors import LayoutError
 from ..core.compat import CACHE
 from ..core.layout import Layout
 
@@ -22,8 +23,17 @@ def same(kwargs: dict[str, Any], layout: Layout) -> dict[str, Any]:
 
 
 def without(kwargs: dict[str, Any], layout: Layout, drop: Tensor, pictures: Sequence[str] = ()) -> dict[str, Any]:
-    """The prompt without the tokens that `drop` [B, n] marks: text, or all images, which `pictures` names."""
+    """The prompt without the tokens that `drop` [B, n] marks: text, or all images, which `pictures` names.
+
+    Raises LayoutError where a row has no other.
+    """
     kept = [(valid & ~gone).nonzero().flatten().tolist() for valid, gone in zip(layout.valid, drop, strict=True)]
+    if not all(kept):
+        what = "image tokens" if pictures else "what is taken away"
+        raise LayoutError(
+            f"row {kept.index([])} of the prompt has nothing but {what}, so that nothing is left for the copy to read: put a"
+            " question beside it, or run this prompt outside the attachment"
+        )
     gone_with = (*pictures, "position_ids") if pictures else ()  # text alone is simply counted
     return _rebuilt({k: v for k, v in kwargs.items() if k not in gone_with}, layout, kept)
 

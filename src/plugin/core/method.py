@@ -6,12 +6,12 @@ which holds all state of that prompt and is dropped with it, so that nothing can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
 from ...common.errors import CalibrationError, ConfigError, UnsupportedModelError
@@ -20,11 +20,34 @@ from ..calibration.sections import how_to_get
 from .edits import Edit
 from .layout import Layout, Step
 
+LARGEST = 1_000_000  # beyond, float32 holds nothing of what a strength is added to
+LARGEST_INT = 2**31 - 1
+
 
 class Settings(BaseModel):
-    """Base of a method's settings; a field's description is its documentation everywhere."""
+    """Base of a method's settings; a field's description is its documentation everywhere.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    A value has its field's type, as it is written (`true` is no number), and numbers have a size whose effect is finite.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        for number in _numbers(value):
+            largest = LARGEST if isinstance(number, float) else LARGEST_INT
+            if abs(number) > largest:
+                raise ValueError(f"a number of this kind is at most {largest:,} in size")
+        return value
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float):
+        yield value
 
 
 TokenFinder = Callable[[Tensor], Tensor]  # token ids [B, n] -> mask [B, n]

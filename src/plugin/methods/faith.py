@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...common.errors import CalibrationError, ConfigError
-from ..branches.heads import masks, random_heads
+from ..branches.heads import Head, masks, random_heads
 from ..calibration.sections import PremiseHeads
 from ..core.edits import Edit, Gain
 from ..core.layout import Layout, Step
@@ -35,7 +35,7 @@ class FAITHSettings(EmphasisSettings):
         "question_mark", description="where the heads are silent: see the source; `span`, `begin`, `end` are for `span`"
     )
     heads: int = Field(5, ge=1, description="how many of the calibration's heads, best first")
-    head_list: list[tuple[int, int]] | None = Field(None, min_length=1, description="these [layer, head] instead")
+    head_list: list[Head] | None = Field(None, min_length=1, description="these [layer, head] instead")
     random: int | None = Field(None, description="seed; as many heads by chance instead, as a control")
 
 

@@ -32,7 +32,9 @@ from .secondary import Boostable, SkipSecondary
 
 
 class GIFTSettings(Settings):
-    alpha: float | None = Field(None, ge=0, description="strength of the image multiplier; default: the calibration's")
+    alpha: float | None = Field(
+        None, ge=0, le=50, description="strength of the image multiplier, at most e^alpha; default: the calibration's"
+    )
     beta: float = Field(1.0, ge=0, description="factor on the question's share of the gain")
     saliency_layers: list[int] | None = Field(None, min_length=1, description="default: the calibration's")
     enhanced_layers: list[int] | None = Field(None, min_length=1, description="default: the calibration's")

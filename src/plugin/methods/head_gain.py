@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 
 from ...common.errors import CalibrationError
-from ..branches.heads import best_heads
+from ..branches.heads import Head, best_heads
 from ..calibration.sections import HeadGates, WordHeads
 from ..core.edits import Edit, Gain
 from ..core.layout import Layout, Step
@@ -36,7 +36,7 @@ class HeadGainSettings(Settings):
     section: Literal["head_gates", "word_heads"] = Field("head_gates", description="calibration section of the factors")
     gain: float = Field(SUPPRESS, description="factor on the chosen heads' output (`word_heads`, `head_list`)")
     heads: int = Field(8, ge=1, description="how many heads of `word_heads`, best first")
-    head_list: list[tuple[int, int]] | None = Field(None, min_length=1, description="these [layer, head] instead")
+    head_list: list[Head] | None = Field(None, min_length=1, description="these [layer, head] instead")
     gains: list[list[float]] | None = Field(None, description="factors [layer][head] instead")
 
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..branches.heads import best_heads, masks
+from ..branches.heads import Head, best_heads, masks
 from ..calibration.sections import BoxHeads
 from ..core.edits import Edit, Mass
 from ..core.layout import Layout, Step
@@ -31,7 +31,7 @@ class OCRSinkSettings(Settings):
     beta: float = Field(0.4, ge=0, le=1, description="share of its weight that the first token keeps")
     section: Literal["ocr_heads", "concept_heads"] = Field("ocr_heads", description="calibration section of the heads")
     heads: int = Field(2, ge=1, description="how many heads, best first")
-    head_list: list[tuple[int, int]] | None = Field(None, min_length=1, description="these [layer, head] instead")
+    head_list: list[Head] | None = Field(None, min_length=1, description="these [layer, head] instead")
 
 
 @register("ocr_sink")

@@ -7,7 +7,7 @@ chosen layers, before the softmax and over image keys:
 
 Published: alpha 0.2 and layers 2 to the last in the README (other values per model in the paper), with the logit
 refinement, the decoder `pai_guidance`. In the release, with the refinement on, the prompt's pass goes without the boost,
-which looks like an accident; here it is boosted. The boost grows with the logit and can run away: captions get longer or
+which looks like an accident; here it is boosted, unless `prompt: false` says otherwise. The boost grows with the logit and can run away: captions get longer or
 break down.
 Ours, where the calibration says what it needs: the boost ends behind a reply of twice the plain model's length
 (`guard.py`), and secondary sinks among the image tokens stay as they are (`secondary.py`).
@@ -33,6 +33,10 @@ FIRST_LAYER = 2
 class PAISettings(GuardSettings):
     alpha: float = Field(0.2, ge=0, description="share of its absolute value that an image logit gains")
     layers: list[int] | None = Field(None, min_length=1, description="boosted layers; default: from 2 on")
+    prompt: bool = Field(
+        True,
+        description="boost the prompt's last row too; false: the answer's rows alone (released, with its refinement)",
+    )
     skip_secondary: SkipSecondary = True
 
 
@@ -67,7 +71,7 @@ class PAISession(Session):
         edits, rows = self.boostable.probes(step), None
         if step.reading:
             rows = step.rows(self.layout.last_token)
-            if rows is None:
+            if rows is None or not self.method.settings.prompt:
                 return edits
         for layer in self.method.layers:
             edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows, headwise=True))

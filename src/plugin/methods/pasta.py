@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ..branches.heads import best_heads, masks
+from ..branches.heads import Head, best_heads, masks
 from ..core.edits import Bias, Edit
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session, lacking
@@ -26,7 +26,7 @@ from .emphasis import Emphasis, EmphasisSettings
 class PASTASettings(EmphasisSettings):
     alpha: float = Field(0.01, gt=0, description="factor on the attention outside the emphasised spans")
     share: float = Field(0.05, gt=0, le=1, description="share of all heads that are steered, the best retrieval heads")
-    head_list: list[tuple[int, int]] | None = Field(None, min_length=1, description="these [layer, head] instead")
+    head_list: list[Head] | None = Field(None, min_length=1, description="these [layer, head] instead")
 
 
 @register("pasta")

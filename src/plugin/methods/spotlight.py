@@ -32,7 +32,7 @@ from .emphasis import Emphasis, EmphasisSettings
 
 
 class SpotlightSettings(EmphasisSettings):
-    target: float = Field(0.2, gt=0, lt=1, description="least attention mass on the emphasised tokens")
+    target: float = Field(0.2, ge=1e-6, le=0.9999, description="least attention mass on the emphasised tokens")
     form: Literal["exact", "released"] = Field("exact", description="bias logit(t) - logit(m), or log(t / m)")
     scope: Literal["head", "row", "layer"] = Field("head", description="what the mass m is a mean over; see the source")
     layers: list[int] | None = Field(None, min_length=1, description="default: all")

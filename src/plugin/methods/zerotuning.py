@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from ..branches.heads import Head
 from ..core.edits import Bias, Edit
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session, Settings
@@ -26,10 +27,10 @@ DEMO_GAIN = 4.0
 
 class ZeroTuningSettings(Settings):
     gain: float | None = Field(
-        None, gt=0, description="factor on the first token's attention; default: the calibration's per head, else 4"
+        None, ge=1e-6, description="factor on the first token's attention; default: the calibration's per head, else 4"
     )
     layers: list[int] | None = Field(None, min_length=1, description="layers of `gain`; default: all")
-    head_list: list[tuple[int, int]] | None = Field(None, min_length=1, description="[layer, head] of `gain` instead")
+    head_list: list[Head] | None = Field(None, min_length=1, description="[layer, head] of `gain` instead")
 
 
 @register("zerotuning")

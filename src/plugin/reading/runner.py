@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...common.errors import LayoutError, UnsupportedModelError
+from ...common.errors import LayoutError, ScoresError, UnsupportedModelError
 from ..branches import thin
 from ..branches.decoder import Decoder
 from ..branches.fork import Fork
@@ -120,7 +120,21 @@ class Runner:
             _check_contrast(kwargs)
         with self._around():
             output = self._forward(original, kwargs)
+        self._check_scores(getattr(output, "logits", None))
         return output.to_tuple() if as_tuple else output
+
+    def _check_scores(self, scores: Tensor | None) -> None:
+        """Raises ScoresError where those of a pass's last row are no numbers; -inf may forbid some tokens."""
+        names = [*self.methods, *([] if self.decoder is None else [self.decoder.name])]
+        if scores is None or not names:
+            return
+        best = scores[:, -1].detach().amax(-1)  # NaN, too, is what it finds
+        if not bool(best.isfinite().all()):
+            row = int(best.isfinite().int().argmin())
+            raise ScoresError(
+                f"row {row} has no finite scores under {', '.join(names)} ({best[row].item()} is the best of {scores.dtype}):"
+                " lower the strength, or load the model in a wider number type (bfloat16, float32)"
+            )
 
     def _forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get(CACHE)
@@ -192,6 +206,9 @@ class Runner:
         if self.decoder is not None:
             layout.require_left_padding()
         contrast = None if self.decoder is None else self.decoder.start(layout, self.scoring)
+        if contrast is not None and self.decoder is not None and self.decoder.needs_image:
+            seeing = layout.image.any(-1)
+            contrast.contrasted = None if bool(seeing.all()) else seeing
         record = self._record
         if record is not None:
             record.begin(layout)

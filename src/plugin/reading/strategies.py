@@ -120,6 +120,11 @@ class Contrasted(Reading):
         super().__init__(host, prompt, conversation)
         self.contrast = contrast
 
+    def scores(self, base: Tensor, weak: Tensor | None) -> Tensor:
+        """What the decoder makes of logits [B, T, V] and of the branch's [N, T, V]."""
+        scores, rows = self.contrast.combine(base, weak), self.contrast.contrasted
+        return scores if rows is None else torch.where(rows.to(scores.device)[:, None, None], scores, base)
+
     def passes(self, kwargs: Mapping[str, Any]) -> Whole:
         one_row = self.contrast.graph is not None
         return passes_of(self.host, self.prompt, kwargs, self.layout.unread, self.rehearsed, one_row)
@@ -145,7 +150,7 @@ class Contrasted(Reading):
 
     def judged(self, output: Any, weak: Tensor) -> Any:
         self.prompt.note(output.logits, None)
-        output.logits = self.contrast.combine(output.logits.float(), None)
+        output.logits = self.scores(output.logits.float(), None)
         return output
 
     def follow(self, cache: Any) -> None:
@@ -210,7 +215,7 @@ class Riding(Contrasted):
         self.prompt.note(output.logits, weak)
         logits = output.logits.float()
         weak = weak.to(logits.device).float()
-        scores = self.contrast.combine(logits[:, -weak.shape[1] :], weak)
+        scores = self.scores(logits[:, -weak.shape[1] :], weak)
         output.logits = scores if scores.shape == logits.shape else torch.cat([logits[:, : -weak.shape[1]], scores], 1)
         return output
 
