@@ -26,9 +26,10 @@ def inner_model(model: Any) -> Any:
     return model
 
 
-def _inside(model: Any) -> Any:
+def _inside(wrapper: Any) -> Any:
     """What a known wrapper holds, None for another object."""
-    if not isinstance(model, nn.Module):
+    model: Any = wrapper
+    if not isinstance(wrapper, nn.Module):
         return None
     name = type(model).__name__
     if hasattr(model, "_orig_mod"):  # torch.compile

@@ -195,7 +195,7 @@ class Contrasted(Reading):
 class Riding(Contrasted):
     """A branch whose rows ride along in the model's passes."""
 
-    stateful = True  # type: ignore[assignment]
+    stateful = True
 
     def __init__(self, host: Host, prompt: Prompt, conversation: Conversation, contrast: Contrast, fork: Fork):
         super().__init__(host, prompt, conversation, contrast)
