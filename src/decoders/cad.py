@@ -4,9 +4,9 @@ Source: arXiv 2305.14739 (NAACL 2024) and its release. What the model would say 
 
     score = (1 + a) z(context, question) - a z(question)
 
-Raw logits, no plausibility cutoff. Published: a = 0.5 for summaries, 1 for knowledge conflicts. The release's
-script filters by top-p in half precision before it draws; filters are `generate`'s own here. Which tokens are the context is
-told by `attach(context=...)`, or by text marks: the context is what stands between `begin` and `end`.
+Raw logits, no plausibility cutoff. Published: a = 0.5 for summaries, 1 for knowledge conflicts. The release's script
+filters by top-p, in half precision; here filters are `generate`'s own. Which tokens are the context is told by
+`attach(context=...)`, or by text marks: the context is what stands between `begin` and `end`.
 """
 
 from __future__ import annotations

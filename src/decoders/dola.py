@@ -5,9 +5,9 @@ differs most from the last layer's, p, is taken (m is the mean of p and q):
 
     distance = (KL(m || p) + KL(m || q)) / 2,    score = log p - log p_early   where p >= beta * max p, else -inf
 
-That distance is the release's, and transformers' as long as it had DoLa of its own (4.50). The paper names the Jensen-Shannon divergence,
-(KL(p || m) + KL(q || m)) / 2, which takes another layer in most steps: `form: paper`. The release takes one layer for a
-whole batch, by the mean of its distances; here each row has its own.
+That distance is the release's, and that of transformers 4.50, which had a DoLa of its own. The paper names the
+Jensen-Shannon divergence, (KL(p || m) + KL(q || m)) / 2, which takes other layers in most steps: `form: paper`. The release
+takes one layer for a whole batch, by the mean of its distances; here each row has its own.
 
 Candidates are numbered by the hidden state that enters a layer, so 0 is the embedding. `low` and `high` are transformers'
 rule: every second layer of the first half, and of the second from its first layer on (0-14 and 16-30 of 32, as in the

@@ -6,7 +6,8 @@ its own:
     score = gamma (log p - log p') + log p'   where p >= 0.1 max p, else -inf
 
 README values: gamma 1.1 (2 in the parser), together with the attention boost, the method `pai`. The release runs the copy
-without the boost, as here; there its prompt pass with the image is not boosted either, which looks like an accident (`pai`: `prompt: false`).
+without the boost, as here; there its prompt pass with the image is not boosted either, which looks like an accident
+(`pai` with `prompt: false`). A row without an image among others keeps the model's own scores.
 """
 
 from __future__ import annotations

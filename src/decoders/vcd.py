@@ -6,9 +6,9 @@ normalised pixels; what the model says of such a picture is its prior:
     z' = z(noised picture);  score = (1 + a) z - a z'   where p >= beta * max p, else -inf
 
 Raw logits. Published: a = 1, beta = 0.1 (0.2 in the POPE script), t = 500 (999 for some sets), multinomial sampling. Users
-could not reproduce its POPE gains, and plain greedy search beats it there (issues 5, 16 and 24 of the repository).
-Until July 2024 the release handed the copy's pass the cache of the model's own, and overwrote it: numbers from before are of
-another method. Ours: the noise has a seed, and every picture gets the same.
+could not reproduce its POPE gains, and plain greedy search beats it there (issues 5, 16 and 24 of the repository). Until
+July 2024 the release overwrote the cache of the copy, so its numbers from before belong to that, not to the formula.
+Ours: the noise has a seed, and every picture gets the same.
 """
 
 from __future__ import annotations

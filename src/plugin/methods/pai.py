@@ -7,8 +7,8 @@ chosen layers, before the softmax and over image keys:
 
 Published: alpha 0.2 and layers 2 to the last in the README (other values per model in the paper), with the logit
 refinement, the decoder `pai_guidance`. In the release, with the refinement on, the prompt's pass goes without the boost,
-which looks like an accident; here it is boosted, unless `prompt: false` says otherwise. The boost grows with the logit and can run away: captions get longer or
-break down.
+which looks like an accident; here it is boosted, unless `prompt: false` asks for what was released. The boost grows with
+the logit and can run away: captions get longer or break down.
 Ours, where the calibration says what it needs: the boost ends behind a reply of twice the plain model's length
 (`guard.py`), and secondary sinks among the image tokens stay as they are (`secondary.py`).
 """
