@@ -26,8 +26,8 @@ from ..models.prompting import encode, turn
 from ..models.samples import Sample
 from ..plugin.config import Config
 from .launch import engine
-from .plan import resolve
-from .plugin import check_vllm
+from .plan import read_config, resolve
+from .plugin import THROUGH_TRANSFORMERS, check_vllm, chosen_class
 from .rows import CHOICE, OFF
 
 
@@ -109,7 +109,11 @@ def _asked(
     """A row for each sample: its reply, generated tokens, and its share of the seconds."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model, **options) if config is None else engine(model, config, calibration=calibration, **options)
+    if config is None:  # by the same code as the others
+        through = chosen_class(str(read_config(model).model_type), "auto") in THROUGH_TRANSFORMERS.values()
+        llm = LLM(model, **{"model_impl": "transformers" if through else "auto", **options})
+    else:
+        llm = engine(model, config, calibration=calibration, **options)
     try:
         plain = {CHOICE: OFF}  # for a question without a picture, where the configuration works on pictures
         parameters = [
