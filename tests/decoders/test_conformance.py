@@ -166,7 +166,9 @@ def test_a_loop_written_by_hand(name: str, keep: int) -> None:
 
 @every_decoder
 def test_a_second_turn_in_the_same_cache(name: str) -> None:
-    """What follows the first prompt are answer rows, the user's next words among them; several of them at once."""
+    """It is scored as the last turn of one prompt, the first answer and the user's next words part of it."""
+    if name == "cgvlm":
+        pytest.skip("its edits of the first answer are in the cache, and in no prompt")
     case = shared("llava_gqa")
     inputs = prompts(case, "one")
     with attach("llava_gqa", name):
@@ -174,8 +176,8 @@ def test_a_second_turn_in_the_same_cache(name: str) -> None:
         ids = torch.cat([first.sequences, torch.tensor([[33, 44]])], dim=1)
         how = {"attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
         second = generate(case.model, {"input_ids": ids}, **how)
-    said = ids[0, inputs["input_ids"].shape[1] :].tolist() + second.tokens[0].tolist()
-    expected = SETUPS[name].reference(naive.of(case.model), inputs, said[:-1])[-NEW:]
+    whole = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = SETUPS[name].reference(naive.of(case.model), whole, second.tokens[0].tolist()[:-1])
     torch.testing.assert_close(second.scores[0].double(), expected, atol=1e-3, rtol=1e-3)
 
 
