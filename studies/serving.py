@@ -3,7 +3,8 @@
     python -m studies.serving --model FOLDER --json eval/results/serving.json
 
 FOLDER is a checkpoint of SmolLM2-135M-Instruct (`sightline export` writes one). Each round runs everything once, so that
-a busy machine slows all alike; what counts is the ratio to plain vLLM in the same round. Each configuration has a process
+a busy machine slows all alike, and time is that of the processor, which waiting for others does not move; what counts is
+the ratio to plain vLLM in the same round. Each configuration has a process
 of its own, which holds three copies of the model.
 """
 
@@ -87,10 +88,10 @@ def measure(config: str, model: str, rounds: int, compiled: bool) -> dict[str, A
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):  # the first warms up
         for name, run in runs.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             run()
             if number:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.process_time() - begun)
     layers = {name: holding(one) for name, one in engines.items()}
     shape |= {"requests": REQUESTS, "new_tokens": NEW_TOKENS, "rounds": rounds, "threads": torch.get_num_threads()}
     made = provenance({}) | {"vllm": vllm.__version__}
@@ -105,7 +106,7 @@ def holding(llm: Any) -> int:
 def table(result: dict[str, Any]) -> str:
     """A row for each run: its median of seconds, and of the ratio to plain vLLM in the same round."""
     seconds = result["seconds"]
-    lines = ["| run | seconds, median | ratio to plain vLLM, min - median - max |", "|---|---|---|"]
+    lines = ["| run | processor seconds, median | ratio to plain vLLM, min - median - max |", "|---|---|---|"]
     for name, own in seconds.items():
         plain = seconds["prefill plain" if name.startswith("prefill") else "throughput plain"]
         ratios = sorted(one / other for one, other in zip(own, plain, strict=True))
