@@ -1,6 +1,6 @@
 """Writes what the registry knows into the documentation.
 
-The README's method table, `eval/composition.md`, and the facts and settings on each page of `docs/methods/`.
+The README's tables, `eval/composition.md`, `docs/models.md`, and the facts and settings on each page of `docs/methods/`.
 `python -m sightline.cli.docs` writes, `--check` only compares.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..models.known import CHECKS, known_types, tried
 from ..plugin.branches.decoder import DECODERS
 from ..plugin.composition import exclusion, order_matters
 from ..plugin.config import methods
@@ -17,7 +18,9 @@ from ..plugin.core.registry import METHODS
 
 BEGIN, END = "<!-- methods: written by make docs -->", "<!-- methods: end -->"
 FACTS = "<!-- facts: written by make docs -->", "<!-- facts: end -->"
+TYPES = "<!-- models: written by make docs -->", "<!-- models: end -->"
 README, COMPOSITION, PAGES = Path("README.md"), Path("eval/composition.md"), Path("docs/methods")
+MODELS = Path("docs/models.md")
 
 
 def method_table() -> str:
@@ -56,6 +59,44 @@ def facts(method: type[Registered]) -> str:
         meaning = (field.description or "").replace("|", "\\|")
         lines.append(f"| `{field.alias or name}` | {default} | {meaning} |")
     return "\n".join(lines)
+
+
+def types_counted() -> str:
+    """How many model types work, in one sentence."""
+    parts = []
+    for reads, called in (("pictures", "image-text"), ("text", "text")):
+        of = [one for one in known_types() if one.reads == reads]
+        parts.append(f"{sum(one.works for one in of)} of the {len(of)} {called} types")
+    return f"**{parts[0]} and {parts[1]} of transformers {tried()['transformers']} work** ([docs/models.md](docs/models.md))."
+
+
+def models_page() -> str:
+    """Markdown page: every model type that was tried, what works on it, and what is refused and why."""
+    lines = [
+        "# Model types",
+        "",
+        "Written by `make docs` from `src/models/known.json`, which `python -m tests.zoo.survey` and `python -m tests.zoo.table` make:"
+        " each type of `AutoModelForImageTextToText` and `AutoModelForCausalLM`, shrunk to a tiny random model, against plain eager"
+        " runs. `sightline models NAME` prints a type's lines, `sightline check MODEL` looks at a checkpoint of yours.",
+        "",
+        types_counted().replace("](docs/models.md)", "](models.md)"),
+        "",
+        "**all** means: " + ", ".join(CHECKS.values()) + ".",
+    ]
+    for reads, title in (("pictures", "Types that read pictures"), ("text", "Types that read text")):
+        chosen = [one for one in known_types() if one.reads == reads]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| type | a checkpoint | works | what does not, and why |",
+            "|---|---|---|---|",
+        ]
+        for one in sorted(chosen, key=lambda one: (not one.works, one.name)):
+            works = "no" if not one.works else "all" if not one.refused else f"all but {len(one.refused)}"
+            whys = "; ".join(f"{CHECKS.get(name, name)}: {reason}" for name, reason in one.refused.items())
+            lines.append(f"| `{one.name}` | {one.checkpoint} | {works} | {whys.replace('|', ' ')} |")
+    return "\n".join([*lines, ""])
 
 
 def composition_page() -> str:
@@ -117,8 +158,9 @@ def composition_page() -> str:
 def main() -> int:
     readme = README.read_text(encoding="utf-8")
     written = [
-        (README, readme, updated(readme, method_table())),
+        (README, readme, updated(updated(readme, method_table()), types_counted(), *TYPES)),
         (COMPOSITION, COMPOSITION.read_text(encoding="utf-8") if COMPOSITION.exists() else "", composition_page()),
+        (MODELS, MODELS.read_text(encoding="utf-8") if MODELS.exists() else "", models_page()),
     ]
     for name, method in methods().items():
         path = PAGES / f"{name}.md"

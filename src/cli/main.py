@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import benchmarks, profiling, serving
+from . import benchmarks, models, profiling, serving
 from .shell import (
     MODELS,
     CalibrationFile,
@@ -228,7 +228,15 @@ def methods(
     write_json(json, known)
 
 
-for _one in (profiling.calibrate, profiling.tune, profiling.show, benchmarks.report, serving.export):
+for _one in (
+    models.models,
+    models.check,
+    profiling.calibrate,
+    profiling.tune,
+    profiling.show,
+    benchmarks.report,
+    serving.export,
+):
     command()(_one)
 command("eval")(benchmarks.command)
 

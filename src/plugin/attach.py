@@ -53,10 +53,13 @@ class Plug:
         """What each method and the decoder did for the last prompt batch, by name; empty before the first.
 
         `acted`: whether it changed anything. `idle`: why it could do nothing for a batch row, by row, where it could not.
-        The rest is what it decided.
+        The rest is what it decided. `left_out`: the layers without softmax attention, which nothing edits, where there are some.
         """
         reading = self._runner.reading
-        return {} if reading is None else self._runner.effects.report(reading)
+        if reading is None:
+            return {}
+        left_out = {"left_out": sorted(self._host.linear)} if self._host.linear else {}
+        return {name: {**one, **left_out} for name, one in self._runner.effects.report(reading).items()}
 
     @property
     def trace(self) -> list[dict[str, Any]]:
@@ -139,12 +142,13 @@ def attach(
     context: QueryFinder | None = None,
     emphasis: Emphasised | None = None,
     trace: bool | Mapping[str, Any] | TraceSettings = False,
+    check: bool = True,
 ) -> Plug:
     """Put a configuration to work on a model, for a `with` block or until `detach`.
 
     Args:
-        model: any AutoModelForImageTextToText or AutoModelForCausalLM of a family with an adapter, or a wrapper of one
-            (peft, torch.compile, DistributedDataParallel), loaded with sdpa (or
+        model: any AutoModelForImageTextToText or AutoModelForCausalLM that is a decoder, or a wrapper of one (peft,
+            torch.compile, DistributedDataParallel), loaded with sdpa (or
             eager, which runs on sdpa while attached). Its weights are not changed. It may be quantised, spread over devices
             (`device_map`), or over processes by transformers' tensor parallel plan; then every process attaches the same.
         config: the name of a method or a decoder, a path to a YAML file, a dict of that shape, or a `Config`.
@@ -158,6 +162,8 @@ def attach(
             what stands between the marks that their settings name.
         trace: record what each generated token leans on, for `Plug.trace`: True, or settings (`trace.TraceSettings`). Never
             changes the output. `generate` refuses, with the reason, what could not be followed.
+        check: prove on a few tokens that edits reach every layer they should and change nothing else (`core/check.py`),
+            once per class and configuration; False leaves that out.
         tagger: content words for `words: content`, a function from text to character spans; default spaCy if installed.
 
     Attachments nest: the innermost is in force (an empty config inside another means the plain model), and leaving it
@@ -169,6 +175,8 @@ def attach(
     """
     parsed = Config.load(config)
     with between_calls(model) as host:
+        if check:
+            host.check()
         chosen = calibration if calibration is not None else parsed.calibration
         model = host.model
         found = Calibration.load(chosen, model) if chosen is not None else find_shipped(model)

@@ -664,20 +664,6 @@ FAMILIES: dict[str, Callable[[], TinyCase]] = {
 # --- models the engine must refuse -----------------------------------------------------------------------------------
 
 
-def _small(**more: Any) -> dict[str, Any]:
-    """The smallest decoder that still has two layers and grouped heads."""
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return _text(**small, **more)
-
-
-def _gpt_oss() -> tf.PreTrainedModel:
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config = tf.GptOssConfig(
-        **_small(head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=8, rope_parameters=rope)
-    )
-    return _finish(tf.GptOssForCausalLM(config), attention="eager")
-
-
 def _t5() -> tf.PreTrainedModel:
     more: dict[str, Any] = {"pad_token_id": PAD, "decoder_start_token_id": PAD}
     config = tf.T5Config(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, **more)
@@ -696,36 +682,9 @@ def _instructblip_t5() -> tf.PreTrainedModel:
     return _finish(tf.InstructBlipForConditionalGeneration(config))
 
 
-def _lfm2() -> tf.PreTrainedModel:
-    config = tf.Lfm2Config(**_small(layer_types=["conv", "full_attention"]))
-    return _finish(tf.Lfm2ForCausalLM(config))
-
-
-def _qwen3_next() -> tf.PreTrainedModel:
-    config = tf.Qwen3NextConfig(
-        **_small(head_dim=8, layer_types=["linear_attention", "full_attention"]),
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        num_experts=0,
-        mlp_only_layers=[0, 1],
-    )
-    return _finish(tf.Qwen3NextForCausalLM(config))
-
-
-def _gemma2() -> tf.PreTrainedModel:
-    config = tf.Gemma2Config(**_small(head_dim=8, attn_logit_softcapping=20.0))
-    return _finish(tf.Gemma2ForCausalLM(config), attention="eager")
-
-
 REFUSED: dict[str, Callable[[], tf.PreTrainedModel]] = {
-    "gpt_oss": _gpt_oss,  # learned attention sinks
     "t5": _t5,  # encoder-decoder
     "instructblip": _instructblip_t5,  # an encoder-decoder as language model
-    "lfm2": _lfm2,  # convolution layers between the attention layers
-    "qwen3_next": _qwen3_next,  # linear attention layers
-    "gemma2": _gemma2,  # attention softcap
 }
 
 

@@ -17,22 +17,32 @@ from ..core import compat
 from ..core.attention import LayerPlan, Stage
 from ..core.compat import CACHE
 from ..core.edits import PROBES, Edit
+from ..core.families.inferred import blocks
 from ..core.layout import Layout, Step
 from ..core.shards import Shard
 from .branch import Branch, Edits
 from .cache import BranchCache, below
+from .extra import ExtraPosition, ExtraRows
 from .positions import Positions
-from .rider import ExtraPosition, ExtraRows, Rider
+from .rider import Rider
 
 
 class Fork:
     """A branch on one prompt batch. It has B rows for each of its copies, N in all, those of the first copy first."""
 
     def __init__(
-        self, branch: Branch, layout: Layout, carried: Callable[[Step], Sequence[Edits]], across: frozenset[int]
+        self,
+        branch: Branch,
+        layout: Layout,
+        carried: Callable[[Step], Sequence[Edits]],
+        across: frozenset[int],
+        latent: bool = False,
     ):
-        """carried: the methods' edits of a pass. across: layers that read the image by cross-attention."""
-        self.branch, self.layout, self.across = branch, layout, across
+        """carried: the methods' edits of a pass. across: layers that read the image by cross-attention.
+
+        latent: the model's cache holds what keys are made of, not keys (MLA).
+        """
+        self.branch, self.layout, self.across, self.latent = branch, layout, across, latent
         self.copies = max(1, len(branch.prompts))
         self.cache = BranchCache(layout.valid, layout.length - (branch.prompt == "shared"))
         self._carried = carried
@@ -59,11 +69,12 @@ class Fork:
         shared_prompt = step.reading and self.branch.prompt == "shared"
         rider: Rider = ExtraPosition(self, step) if shared_prompt else ExtraRows(self, step)
         cache = kwargs.get(CACHE)
-        tapped = compat.TappedCache(compat.new_cache(decoder.config) if cache is None else cache, rider.take)
+        base_cache = compat.new_cache(decoder.config) if cache is None else cache
+        tapped = compat.TappedCache(base_cache, rider.take, rider.whole)
         kept = kwargs.get("logits_to_keep")
         if shared_prompt and isinstance(kept, int) and kept:
             kwargs = {**kwargs, "logits_to_keep": kept + 1}  # the branch's token stands behind the model's
-        with rider.aboard(list(decoder.layers), stage):  # type: ignore[arg-type]
+        with rider.aboard(blocks(decoder), stage):
             output = original(**{**kwargs, CACHE: tapped, "use_cache": True, "return_dict": True})
         logits, weak = rider.split(output.logits, rider.along)
         wanted = cache is not None or kwargs.get("use_cache") is not False

@@ -7,6 +7,7 @@ would pay for again; attention alone is done apart, because the two look at diff
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,14 +15,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.attention import Call, LayerPlan, Stage, edit_queries, edited_attention, explicit_attention
-from ..core.compat import sdpa_attention_forward
+from ...common.errors import UnsupportedModelError
+from ..core.attention import (
+    Call,
+    LayerPlan,
+    Stage,
+    edit_queries,
+    edited_attention,
+    explicit_attention,
+    plain_attention,
+)
+from ..core.extras import Extras
 from ..core.layout import Step
 from .cache import Pair
 
 if TYPE_CHECKING:
     from .fork import Fork
 
+MASK = "mask"  # what is called so speaks of the model's keys: the branch has masks of its own
+ROTARY = ("position_embeddings", "freqs_cis")  # how the names of cosines and sines begin
 SEEING = "full_text_row_masked_out_mask"  # which rows see an image [B, 1, q, 1]
 STATES = "cross_attention_states"  # the images that a cross-attention layer reads
 
@@ -37,6 +49,8 @@ class Rider:
         self._hidden: Tensor | None = None  # the branch's, between two layers
         self._left: Tensor | None = None  # the model's, as the last layer left it
         self._fresh: dict[int, Pair] = {}  # the branch's new keys and values, until its attention runs
+        self._joined: dict[int, tuple[int, list[int]]] = {}  # how many keys are the model's, how many each piece's
+        self._sources: dict[int, int] = {}  # by where the keys lie: the layer that they are of
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
         self._masks: dict[tuple[Any, ...], Tensor | None] = {}
 
@@ -89,24 +103,43 @@ class Rider:
                 stage.rider = None
                 self._hidden = self._left = None
                 self._fresh.clear()
+                self._sources.clear()
+                self._joined.clear()
                 self._rotary.clear()
 
     def _board(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Before a layer: put the branch's hidden state beside the model's."""
-        hidden = args[0] if args else kwargs["hidden_states"]
+        """Before a layer: put the branch's hidden state beside the model's, and all else that tells of tokens."""
+        names = list(inspect.signature(module.forward).parameters)
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        hidden = kwargs.pop(names[0])
+        along = self.along + hidden.ndim - 3  # Gemma 3n carries several versions of it, one below the other
         if self._hidden is None or self._left is None:
-            branch = self.alike(hidden, self.along)
+            branch = self.alike(hidden, along)
         else:
             branch = self._hidden.to(hidden.device)
             if hidden is not self._left:  # what the model adds between two layers (deepstack features) is for both
-                branch = branch + self.alike(hidden - self._left.to(hidden.device), self.along)
-        joined = torch.cat([hidden, branch], dim=self.along)
-        kwargs = {**kwargs, **self._over_image(kwargs)}
-        if "position_embeddings" in kwargs:
-            kwargs["position_embeddings"] = tuple(map(self._join_rotary, kwargs["position_embeddings"]))
-        if args:
-            return (joined, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": joined}
+                branch = branch + self.alike(hidden - self._left.to(hidden.device), along)
+        rotary = {name: self._rotated(kwargs.pop(name)) for name in [*kwargs] if name.startswith(ROTARY)}
+        tokens = hidden.shape[-3:-1]
+        both = {name: one if MASK in name else self._beside(one, tokens) for name, one in kwargs.items()}
+        joined = torch.cat([hidden, branch], dim=along)
+        return (), {names[0]: joined, **both, **rotary, **self._over_image(kwargs)}
+
+    def _beside(self, given: Any, tokens: torch.Size) -> Any:
+        """An argument of a layer for both parts, where it has something for each of the pass's tokens [B, q]."""
+        if isinstance(given, Tensor) and given.ndim < 4 and given.shape[:2] == tokens:
+            return self._both(given, self.along)
+        if isinstance(given, Tensor) and given.ndim == 4 and given.shape[::2] == tokens:
+            return self._both(given, self.along_heads)
+        return given
+
+    def _rotated(self, tables: Any) -> Any:
+        """Position embeddings for both parts: cosines and sines, or some for each kind of layer."""
+        if tables is None:
+            return None
+        if isinstance(tables, dict):
+            return {kind: self._rotated(one) for kind, one in tables.items()}
+        return tuple(map(self._join_rotary, tables)) if isinstance(tables, tuple | list) else self._join_rotary(tables)
 
     def _over_image(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a layer that reads the image by cross-attention, for both parts."""
@@ -128,7 +161,7 @@ class Rider:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Behind a layer: the model goes on with its own hidden state."""
         hidden = output[0] if isinstance(output, tuple) else output
-        self._left, self._hidden = self.split(hidden, self.along)
+        self._left, self._hidden = self.split(hidden, self.along + hidden.ndim - 3)
         return (self._left, *output[1:]) if isinstance(output, tuple) else self._left
 
     # ---- attention ---------------------------------------------------------------------------------------------------
@@ -165,15 +198,54 @@ class Rider:
             seen = None if mask is None else self._seen_of_image(mask)
             branch = attend(None, stage, module, theirs, *images, seen, **kwargs)
             return torch.cat([base, branch], dim=self.along)
+        kwargs, own = self._told(kwargs, query.shape[self.along_heads])
+        window = kwargs.get("sliding_window")
+        if layer in self._joined:
+            (key, value), pieces = self._parted(layer, key, value)
+        else:
+            pieces = self._pieces(layer, key, value, self._new(layer, key), window)
         base = attend(stage.plan.get(layer), stage, module, mine, key, value, mask, **kwargs)
         # Asked for only now: a method may have decided in this very layer what it does to both (VHR's heads).
-        plan = self.fork.plan(layer, self.branch_step, stage.shard)
-        branch = self._branch(plan, stage, module, theirs, key, value, mask, self._fresh.pop(layer), **kwargs)
+        plan = self.fork.plan(layer, self.branch_step, stage.part(layer))
+        branch = self._branch(plan, stage, module, theirs, pieces, mask, **own)
         return torch.cat([base, branch], dim=self.along)
+
+    def _told(self, kwargs: dict[str, Any], size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What attention is told by keyword, for the model's rows and for the branch's: biases and sinks by row are parted."""
+        both = {
+            name: self.split(one, self.along_heads)
+            for name, one in kwargs.items()
+            if isinstance(one, Tensor) and one.ndim == 4 and one.shape[self.along_heads] == size
+        }
+        mine, theirs = ({name: pair[i] for name, pair in both.items()} for i in (0, 1))
+        return {**kwargs, **mine}, {**kwargs, **theirs}
+
+    def _new(self, layer: int, key: Tensor) -> Pair:
+        """The branch's new keys and values of a layer whose keys are `key`: its own, or of the layer that it shares with.
+
+        Raises UnsupportedModelError where the model makes keys of what its cache holds.
+        """
+        source = layer if layer in self._fresh else self._sources.get(key.data_ptr(), layer)
+        self._sources[key.data_ptr()] = source
+        if source in self.fork.cache.prompt:
+            self.fork.cache.prompt.setdefault(layer, self.fork.cache.prompt[source])
+        fresh = self._fresh.get(source)
+        if fresh is None or (fresh[0].shape[1], fresh[0].shape[3]) != (key.shape[1], key.shape[3]):
+            raise UnsupportedModelError(
+                f"layer {layer} makes its keys of something else that its cache holds, which a copy beside the model cannot"
+                " follow: use a method, or a decoder that looks at the model alone (dola)"
+            )
+        return fresh
 
     def _seen_of_image(self, mask: Tensor) -> Tensor:
         """Which of the image the branch's rows see, from what the model's do [B, 1, q, K]."""
         return mask
+
+    def _pieces(self, layer: int, key: Tensor, value: Tensor, fresh: Pair, window: int | None) -> list[Pair]:
+        """The branch's keys and values of a layer: those of its prompt, and those that have grown behind it."""
+        cache, step = self.fork.cache, self.step
+        dropped = 0 if window is None else max(0, step.start + step.count - key.shape[2])
+        return [cache.share(layer, key, value, dropped, window), cache.grow(layer, fresh)]
 
     def _branch(
         self,
@@ -181,17 +253,13 @@ class Rider:
         stage: Stage,
         module: nn.Module,
         query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        pieces: list[Pair],
         mask: Tensor | None,
-        fresh: Pair,
         **kwargs: Any,
     ) -> Tensor:
         """The branch's head outputs, over its prompt and what has grown behind it."""
-        fork, step, layer = self.fork, self.step, int(module.layer_idx)  # type: ignore[arg-type]
-        window, scaling = kwargs.get("sliding_window"), kwargs.get("scaling")
-        dropped = 0 if window is None else max(0, step.start + step.count - key.shape[2])
-        prompt, grown = fork.cache.share(layer, key, value, dropped, window), fork.cache.grow(layer, fresh)
+        fork, window, scaling = self.fork, kwargs.get("sliding_window"), kwargs.get("scaling")
+        prompt, grown = pieces
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         held, behind, count = prompt[0].shape[2], grown[0].shape[2], query.shape[2]
         start = fork.cache.length - held
@@ -206,6 +274,7 @@ class Rider:
             scale=scale,
             causal=False,
             keys=slice(start, max(start, fork.layout.length)) if fork.branch.carries else slice(0, 0),
+            extras=Extras.of(kwargs),
         )
         return explicit_attention(plan or LayerPlan(), call)
 
@@ -213,81 +282,26 @@ class Rider:
         """Which of its `total` keys the branch's rows see: `seen`, where the order of the tokens says it."""
         return seen
 
+    # ---- keys that are made of what the cache holds --------------------------------------------------------------------
 
-class ExtraPosition(Rider):
-    """The last prompt token once more, as one more position of every row: a branch that differs from there on."""
+    def whole(self, layer: int, key: Tensor, value: Tensor) -> Pair:
+        """What the model goes on with behind its cache: its own keys and values; or, where it makes keys of what the cache
 
-    along, along_heads = 1, 2
+        holds (the latents of MLA), those of both parts, which `attend` parts again.
+        """
+        if not self.fork.latent or not self.rides(layer) or layer in self.fork.across:
+            return key, value
+        pieces = self._pieces(layer, key, value, self._fresh[layer], None)
+        self._joined[layer] = key.shape[2], [piece[0].shape[2] for piece in pieces]
+        return self._join(key, [piece[0] for piece in pieces]), self._join(value, [piece[1] for piece in pieces])
 
-    def alike(self, tensor: Tensor, dim: int) -> Tensor:
-        return tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+    def _join(self, model: Tensor, pieces: list[Tensor]) -> Tensor:
+        """The model's part, and behind it what of the branch's is not part of that."""
+        raise NotImplementedError
 
-    def own(self, size: int) -> int:
-        return size - 1
-
-    def turned(self, table: Tensor) -> Tensor:
-        return torch.cat([table, table[..., -1:, :]], dim=-2)
-
-    @property
-    def branch_step(self) -> Step:
-        return Step(self.step.layout, self.step.layout.length - 1, 1)
-
-    def model_part(self, hidden: Tensor) -> Tensor:
-        return hidden[:, : self.step.count]
-
-    def take(self, layer: int, key: Tensor, value: Tensor) -> Pair:
-        return (key, value) if layer in self.fork.across else super().take(layer, key, value)
-
-    def _seen_of_image(self, mask: Tensor) -> Tensor:
-        return mask[:, :, -1:]
-
-
-class ExtraRows(Rider):
-    """As many rows more as the branch has, for each of its copies, those of the first copy first."""
-
-    along, along_heads = 0, 0
-
-    def alike(self, tensor: Tensor, dim: int) -> Tensor:
-        return tensor if self.fork.copies == 1 else torch.cat([tensor] * self.fork.copies, dim=dim)
-
-    def own(self, size: int) -> int:
-        return self.fork.layout.batch
-
-    def turned(self, table: Tensor) -> Tensor:
-        same_for_all = table.ndim < 3 or table.shape[-3] == 1
-        return table if same_for_all else self._both(table, -3)
-
-    def model_part(self, hidden: Tensor) -> Tensor:
-        return hidden[: self.fork.layout.batch]
-
-    def _seen(self, seen: Tensor | None, mask: Tensor | None, total: int) -> Tensor | None:
-        """Behind a prompt that it reads beside the model it sees what the model does, image tokens both ways included."""
-        if self.fork.branch.prompt != "beside" or not self.step.reading or seen is None or mask is None:
-            return seen
-        mask = mask if mask.dtype == torch.bool else mask == 0
-        return nn.functional.pad(mask[..., :total], (max(0, total - mask.shape[-1]), 0))
-
-    def _over_image(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        states = kwargs.get(STATES)
-        return super()._over_image(kwargs) | ({} if states is None else {STATES: self._both(states, 0)})
-
-    def _branch(
-        self,
-        plan: LayerPlan | None,
-        stage: Stage,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        fresh: Pair,
-        **kwargs: Any,
-    ) -> Tensor:
-        if self.step.start:
-            return super()._branch(plan, stage, module, query, key, value, mask, fresh, **kwargs)
-        self.fork.cache.prompt[module.layer_idx] = fresh  # type: ignore[index]
-        seen = None if mask is None else mask[..., : fresh[0].shape[2]]
-        return attend(plan, stage, module, query, *fresh, seen, **kwargs)
+    def _parted(self, layer: int, key: Tensor, value: Tensor) -> tuple[Pair, list[Pair]]:
+        """The model's keys and values, and the pieces of the branch's, from what was made of both."""
+        raise NotImplementedError
 
 
 def attend(
@@ -302,5 +316,5 @@ def attend(
 ) -> Tensor:
     """Attention over one cache, with edits or without: head outputs [B, q, H, d]."""
     if plan is None:
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+        return plain_attention(module)(module, query, key, value, mask, **kwargs)[0]
     return edited_attention(plan, stage, module, query, key, value, mask, **kwargs)

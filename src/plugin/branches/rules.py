@@ -15,14 +15,17 @@ NEVER = -torch.inf  # the score of a token that is not plausible
 
 
 def contrast(base: Tensor, weak: Tensor, alpha: float | Tensor) -> Tensor:
-    """(1 + a) base - a weak, of logits (CAD, VCD, AvisC, ICD) or log-probabilities (DeCoRe, HICD)."""
-    return (1 + alpha) * base - alpha * weak
+    """(1 + a) base - a weak, of logits (CAD, VCD, AvisC, ICD) or log-probabilities (DeCoRe, HICD).
+
+    A token that the model never says (Chameleon's picture codes) stays so.
+    """
+    return ((1 + alpha) * base - alpha * weak).masked_fill(base == NEVER, NEVER)
 
 
 def guidance(base: Tensor, weak: Tensor, gamma: float) -> Tensor:
     """gamma (log p - log p') + log p', the classifier-free form (PAI); equal to `contrast` with a = gamma - 1."""
     first, second = base.log_softmax(-1), weak.log_softmax(-1)
-    return gamma * (first - second) + second
+    return (gamma * (first - second) + second).masked_fill(first == NEVER, NEVER)
 
 
 def plausible(scores: Tensor, base: Tensor, beta: float) -> Tensor:

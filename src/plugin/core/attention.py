@@ -3,11 +3,14 @@
 A layer without edits goes to sdpa untouched, so an empty plan computes the plain model's bits. Otherwise the prompt is
 still read by sdpa; only the rows that an edit names get explicit float32 weights (in chunks, all heads at once), and a
 decode step, whose single row is edited, gets them instead of sdpa.
+
+A decoder that sdpa cannot compute (learned sinks, capped logits) runs on the eager function of its own model file instead,
+and its explicit weights have the cap and the sinks: a sink is one more key behind the others, whose value is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .compat import sdpa_attention_forward
+from .compat import own_eager, sdpa_attention_forward
 from .edits import (
     Add,
     Bias,
@@ -32,9 +35,11 @@ from .edits import (
     WeightProbe,
     log_weights,
 )
+from .extras import Extras
 from .shards import Shard
 
 IMPLEMENTATION = "sightline"  # the name under which transformers knows this function
+EAGER = "sightline_eager"  # the same for a decoder that sdpa cannot compute, with the masks of eager attention
 SLOT = "_sightline"  # attribute of an attention module that holds the `Stage` of its model
 CHUNK_ELEMENTS = 1 << 24  # float32 weights alive at once while a prompt is read: 64 MiB
 
@@ -113,6 +118,12 @@ class Stage:
     rider: Rider | None = None
     shard: Shard | None = None  # which heads this process computes; None: all
     visited: set[int] = field(default_factory=set)  # the layers whose attention has run in this pass
+    fewer: Mapping[int, Shard] = field(default_factory=dict)  # layers that have fewer heads than others
+    eager: bool = False  # layers without edits run on the eager function of their model file, not on sdpa
+
+    def part(self, layer: int) -> Shard | None:
+        """Which of the heads that edits speak of the layer computes here; None: all."""
+        return self.shard or self.fewer.get(layer)
 
 
 @dataclass(frozen=True)
@@ -128,15 +139,16 @@ class Call:
     scale: float
     causal: bool  # without a mask, row i of the pass sees the keys before it, and its own
     keys: slice  # the prompt positions that the first keys stand for
+    extras: Extras = field(default_factory=lambda: Extras())
 
     def logits(self, first: int, last: int) -> Tensor:
-        """Scaled and masked logits of rows `first:last`, float32 [B, H, r, K]."""
+        """Scaled, capped and masked logits of rows `first:last`, float32 [B, H, r, K]."""
         batch, heads, _, size = self.query.shape
         # Query heads that share a key head stand together, so that keys are never repeated.
         packed = self.query[:, :, first:last].reshape(batch, self.pieces[0][0].shape[1], -1, size) * self.scale
         parts = [torch.matmul(packed, key.transpose(2, 3)) for key, _ in self.pieces]
         logits = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).float()
-        logits = logits.view(batch, heads, last - first, -1)
+        logits = self.extras.on(logits.view(batch, heads, last - first, -1), first, last)
         if self.mask is not None:
             mask = self.mask[:, :, first:last]
             if mask.dtype != torch.bool:
@@ -152,16 +164,17 @@ class Call:
         return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
 
     def outputs(self, weights: Tensor) -> Tensor:
-        """Head outputs [B, r, H, d] of weights [B, H, r, K]."""
-        batch, heads, rows, total = weights.shape
+        """Head outputs [B, r, H, d] of weights [B, H, r, K], or of K + 1 with sinks, whose value is zero."""
         values = [value for _, value in self.pieces]
+        weights = weights[..., : sum(value.shape[2] for value in values)]
+        batch, heads, rows, total = weights.shape
         packed = weights.to(values[0].dtype).view(batch, values[0].shape[1], -1, total)
         if len(values) == 1:
             output = torch.matmul(packed, values[0])
         else:
             shares = packed.split([value.shape[2] for value in values], dim=-1)
             output = torch.stack([torch.matmul(w, v) for w, v in zip(shares, values, strict=True)]).sum(0)
-        return output.view(batch, heads, rows, -1).transpose(1, 2)
+        return output.view(batch, heads, rows, -1).transpose(1, 2).contiguous()  # as sdpa gives it: some models view it
 
 
 def attention(
@@ -182,8 +195,14 @@ def attention(
         return stage.rider.attend(stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
     plan = stage.plan.get(layer) if stage is not None else None
     if stage is None or plan is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return plain_attention(module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return edited_attention(plan, stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
+
+
+def plain_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
+    """The function that computes an attention module without edits: sdpa, or the eager one of its model file."""
+    stage: Stage | None = module.__dict__.get(SLOT)
+    return own_eager(type(module)) if stage is not None and stage.eager else sdpa_attention_forward
 
 
 def edited_attention(
@@ -204,24 +223,29 @@ def edited_attention(
     # A sliding cache has dropped its oldest keys; a static one has room after the newest.
     offset = max(0, stage.start + count - total)
     keys = slice(offset, max(offset, min(stage.prompt, offset + total)))
-    causal = count > 1 and getattr(module, "is_causal", True)
-    call = Call(query, ((key, value),), attention_mask, scale, causal, keys)
+    causal = kwargs.get("is_causal")
+    causal = count > 1 and bool(getattr(module, "is_causal", True) if causal is None else causal)
+    call = Call(query, ((key, value),), attention_mask, scale, causal, keys, Extras.of(kwargs))
 
+    bias = _fused_bias(plan.weights, keys, total)
     chunk = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * total))
-    if plan.every_row and count <= chunk:
+    every_row = plan.every_row or (bias is not None and stage.eager)  # eager functions take no bias
+    if every_row and count <= chunk:
         output = call.outputs(_edited(call, plan.weights, 0, count)[0])
     else:
-        bias = _fused_bias(plan.weights, keys, total)
-        if bias is not None:
-            kwargs["position_bias"] = bias.to(query).expand(-1, -1, count, -1)
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        start, stop = plan.span(count)
+        plain = plain_attention(module)
+        if bias is not None and not stage.eager:
+            given = kwargs.get("position_bias")
+            bias = bias.to(query).expand(-1, -1, count, -1)
+            kwargs["position_bias"] = bias if given is None else bias + given
+        output, _ = plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        start, stop = (0, count) if every_row else plan.span(count)
         if start < stop and output.requires_grad:
             output = output.clone()  # the kernel's backward needs its own output as it was
         for first in range(start, stop, chunk):
             last = min(first + chunk, stop)
             weights, changed = _edited(call, plan.weights, first, last)
-            if plan.every_row:
+            if every_row:
                 output[:, first:last] = call.outputs(weights)
             elif changed is not None:
                 kept = output[:, first:last]
@@ -263,8 +287,8 @@ def edit_outputs(plan: LayerPlan, output: Tensor) -> Tensor:
 
 def _edited(call: Call, edits: Sequence[WeightEdit], first: int, last: int) -> tuple[Tensor, Tensor | None]:
     """Weights [B, H, r, K] of rows `first:last` after `edits`, and which rows [B, r] the edits with `rows` changed."""
-    logits = call.logits(first, last)
-    weights, changed = torch.softmax(logits, dim=-1), None
+    weights, logits = call.extras.weights(call.logits(first, last), first)
+    changed = None
     for edit in edits:
         if isinstance(edit, Bias):
             bias = edit.bias[..., call.keys].to(logits)[:, :, None]
@@ -273,7 +297,8 @@ def _edited(call: Call, edits: Sequence[WeightEdit], first: int, last: int) -> t
         elif isinstance(edit, WeightProbe):
             low, high = max(edit.rows.start, first), min(edit.rows.stop, last)
             if low < high:
-                edit.see(weights[:, :, low - first : high - first], call.keys, low)
+                seen = weights if call.extras.sinks is None else weights[..., :-1]
+                edit.see(seen[:, :, low - first : high - first], call.keys, low)
         elif edit.rows is None:
             weights = edit(weights, logits, call.keys)
         else:

@@ -6,7 +6,9 @@ that are hooked look as they do in these; `check_calls` says so at `attach`, nev
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,9 +25,9 @@ MEND = f"install transformers>={OLDEST},<={NEWEST}"
 
 try:
     from transformers import AttentionInterface, LlamaForCausalLM, PreTrainedModel, QuantizedCache
-    from transformers.cache_utils import Cache, DynamicCache
+    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
     from transformers.utils.quantization_config import QuantizationMethod
 except ImportError as error:
     raise UnsupportedModelError(
@@ -55,19 +57,18 @@ def renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 # ---- what is hooked --------------------------------------------------------------------------------------------------
 
 
-def check_calls(generator: nn.Module, decoder: nn.Module, layers: Iterable[nn.Module]) -> None:
+def check_calls(generator: nn.Module, layers: Iterable[nn.Module]) -> None:
     """Refuse a release of transformers whose calls do not look as the engine expects them.
 
     Args:
         generator: the module whose `forward` is a pass of `generate`.
-        decoder: the text decoder; `layers` are its blocks.
+        layers: the blocks of the text decoder.
 
     Raises UnsupportedModelError that names the call.
     """
     _check_arguments(generator.forward, "input_ids", "attention_mask", CACHE, "inputs_embeds")
-    _check_arguments(decoder.forward, "input_ids", "attention_mask", "position_ids", CACHE, "use_cache")
     for layer in layers:
-        _check_arguments(layer.forward, "hidden_states", CACHE)
+        _check_arguments(layer.forward, "hidden_states")
         if next(iter(inspect.signature(layer.forward).parameters)) != "hidden_states":
             _refuse(layer.forward, "its first argument is not hidden_states")
     _check_arguments(sdpa_attention_forward, *SDPA)
@@ -96,10 +97,22 @@ def _refuse(call: Any, why: str) -> None:
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def register_attention(name: str, function: Callable[..., Any]) -> None:
-    """Make an attention function known, with the mask that sdpa expects (without it padding is lost)."""
+def register_attention(name: str, function: Callable[..., Any], eager: bool = False) -> None:
+    """Make an attention function known, with the mask that sdpa expects, or eager (without it padding is lost)."""
     AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, sdpa_mask)
+    AttentionMaskInterface.register(name, eager_mask if eager else sdpa_mask)
+
+
+def sdpa_computes(decoder: nn.Module) -> bool:
+    """Whether sdpa computes the attention of a text decoder; it has no learned sinks and no capped logits."""
+    return bool(getattr(decoder, "_supports_sdpa", True))
+
+
+@functools.cache
+def own_eager(kind: type[nn.Module]) -> Callable[..., tuple[Tensor, Any]]:
+    """The eager attention function of the file that an attention class, or one that it derives from, stands in."""
+    files = (sys.modules.get(one.__module__) for one in kind.__mro__)
+    return next(file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward"))  # type: ignore[union-attr]
 
 
 def attention_name(config: Any) -> str | None:
@@ -225,6 +238,13 @@ def quantised_cache(cache: Any) -> bool:
     return isinstance(cache, QuantizedCache)
 
 
+def states(config: Any) -> dict[int, str]:
+    """The layers of a text decoder whose cache holds more than keys and values (linear attention, indexers), and its kind."""
+    kinds = {number: type(layer) for number, layer in enumerate(DynamicCache(config=config).layers)}
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return {n: kind.__name__ for n, kind in kinds.items() if kind not in plain and kind.__name__ != "DummyLayer"}
+
+
 def held(layer: Any) -> tuple[Tensor, Tensor] | None:
     """The keys and values [B, Hkv, K, d] of a cache's layer; None before its first."""
     return (layer.keys, layer.values) if layer.is_initialized else None
@@ -257,12 +277,20 @@ def cache_undone(cache: Any) -> Iterator[None]:
 
 
 class TappedCache(Cache):
-    """A cache as the model sees it while `tap` takes a part of what is written to each layer, and hands on the rest."""
+    """A cache as the model sees it while `tap` takes a part of what is written to each layer, and hands on the rest.
 
-    def __init__(self, base: Any, tap: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]):
+    told: what the model gets in the place of what the layer then holds.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        tap: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+        told: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    ):
         self.__dict__.update(base.__dict__)  # the same layers, so that lengths and masks are the base's
-        self.base, self.tap = base, tap
+        self.base, self.tap, self.told = base, tap, told
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         key_states, value_states = self.tap(layer_idx, key_states, value_states)
-        return self.base.update(key_states, value_states, layer_idx, *args, **kwargs)
+        return self.told(layer_idx, *self.base.update(key_states, value_states, layer_idx, *args, **kwargs))

@@ -7,6 +7,7 @@ attention's name is a private copy, so another model built from the same config 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -16,17 +17,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...common.errors import CallError, SightlineError
+from ...common.errors import CallError, SightlineError, UnsupportedModelError
 from ..calibration.files import Calibration, model_name
 from . import compat
-from .attention import IMPLEMENTATION, SLOT, Plan, Stage, attention
+from .attention import EAGER, IMPLEMENTATION, SLOT, Plan, Stage, attention
+from .check import Checked, check
 from .edits import Input, InputProbe
 from .families import Family, find_family
 from .graph import obstacle
 from .method import NO_MARKS, NO_TEXT, Marks, ModelFacts, TextTools
 from .queue import queue_of
 from .refusals import check_carried, check_generate, check_loading, check_pass, refusing
-from .shards import find_shard
+from .shards import Fewer, find_shard
 from .wrappers import inner_model
 
 HOST = "_sightline_host"  # attribute of an attached model
@@ -65,6 +67,7 @@ class Host:
         self.family: Family = find_family(model)
         check_loading(model)
         compat.register_attention(IMPLEMENTATION, attention)
+        compat.register_attention(EAGER, attention, eager=True)
         self.model = model
         self.plugs: list[Attachment] = []
         self.queue = queue_of(model)
@@ -72,45 +75,91 @@ class Host:
         self.prompts: int | None = None  # how many the `generate` under way has read; None outside
         self.decoder = self.family.decoder(model)
         self.layers = self.family.layers(model)
-        compat.check_calls(self.family.generator(model), self.decoder, self.layers)
+        compat.check_calls(self.family.generator(model), self.layers)
         self.across = self.family.across(model.config)
-        self.attentions = [self.family.attention(layer) for layer in self.layers]
-        self.text_config = text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        found = {index: self.family.attention(layer) for index, layer in enumerate(self.layers)}
+        self.attentions = {index: one for index, one in found.items() if one is not None}
+        self.linear = frozenset(found) - frozenset(self.attentions)  # layers without softmax attention: they run plain
+        self.text_config = text = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+        if not self.attentions:
+            raise UnsupportedModelError(
+                f"none of the {len(self.layers)} blocks ({type(self.layers[0]).__name__}) of model type"
+                f" '{model.config.model_type}' computes softmax attention through transformers' attention interface"  # type: ignore[union-attr]
+                " (remote code, fused kernels and state-space models do not): nothing can be edited"
+            )
         key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        self.stage = Stage(shard=find_shard(model, self.attentions, text.num_attention_heads, key_heads))
+        shard = find_shard(model, list(self.attentions.values()), text.num_attention_heads, key_heads)
+        by_layer = {i: int(getattr(one, "num_heads", text.num_attention_heads)) for i, one in self.attentions.items()}
+        self.heads = max(by_layer.values())
+        self.latent = bool(getattr(text, "kv_lora_rank", None))  # MLA: the cache holds what keys are made of
+        self.stage = Stage(
+            shard=shard,
+            fewer={i: Fewer(0, n, None, self.heads) for i, n in by_layer.items() if n < self.heads},
+            # What sdpa cannot compute (sinks, capped logits) the model's own eager function does.
+            eager=not compat.sdpa_computes(self.decoder),
+        )
+        self.checked = Checked()
         self._undo = ExitStack()
+
+    def check_forks(self, first: int) -> None:
+        """Raises UnsupportedModelError where no copy of the model that differs from layer `first` on can ride along."""
+        states = {number: kind for number, kind in compat.states(self.text_config).items() if number >= first}
+        if states:
+            number, kind = next(iter(states.items()))
+            raise UnsupportedModelError(
+                f"a copy of the model beside it needs states of its own, and layer {number} of"
+                f" '{self.model.config.model_type}' keeps more than keys and values ({kind}), which cannot be"  # type: ignore[union-attr]
+                f" forked: use a method, a decoder that looks at the model alone (dola), or one whose copy differs behind layer"
+                f" {max(states)} only"
+            )
+
+    def check(self) -> None:
+        """Prove on a few tokens that edits reach what they should (`core/check.py`). Raises UnsupportedModelError."""
+        if not self.plugs:
+            self.checked = check(self)
+            if self.checked.bidirectional:
+                self.family = dataclasses.replace(self.family, bidirectional_prompt=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Host:
         raise SightlineError("an attached model cannot be copied, the copy would run the original: detach it first")
 
     def facts(self, calibration: Calibration | None, text: TextTools = NO_TEXT, marks: Marks = NO_MARKS) -> ModelFacts:
         """What methods and decoders may know of the model, of the text around it, and of the prompt's tokens."""
-        config, model = self.model.config, self.text_config
+        config, shape = self.model.config, self.text_config
         if calibration is not None:
-            calibration.check(config.model_type, model.num_hidden_layers, model.num_attention_heads, model.hidden_size)  # type: ignore[union-attr,arg-type]
+            calibration.check(config.model_type, len(self.layers), self.heads, shape.hidden_size)  # type: ignore[union-attr,arg-type]
         return ModelFacts(
             name=model_name(self.model),
             architecture=str(config.model_type),  # type: ignore[union-attr]
             layers=len(self.layers),
-            heads=model.num_attention_heads,
-            hidden=model.hidden_size,
-            vocabulary=model.vocab_size,
+            heads=self.heads,
+            hidden=shape.hidden_size,
+            vocabulary=shape.vocab_size,
             calibration=calibration,
-            tied=bool(getattr(config, "tie_word_embeddings", False) or getattr(model, "tie_word_embeddings", False)),
+            tied=bool(getattr(config, "tie_word_embeddings", False) or getattr(shape, "tie_word_embeddings", False)),
             no_gradients=obstacle(self.model),
             across=self.across,
-            readout=self._readout,
+            readout=self.readout,
             pictures=(*self.family.vision_inputs, compat.ENCODED),
-            head_size=getattr(self.attentions[0], "head_dim", None),
+            linear=self.linear,
+            head_size=getattr(next(iter(self.attentions.values())), "head_dim", None),
             tower=getattr(getattr(self.model, "model", None), "vision_tower", None),
             text=text,
             marks=marks,
         )
 
-    def _readout(self, hidden: Tensor, norm: bool) -> Tensor:
-        """Logits of hidden states [.., hidden]; `norm`: after the decoder's final norm."""
+    def readout(self, hidden: Tensor, norm: bool) -> Tensor:
+        """Logits of hidden states [.., hidden]; `norm`: after the decoder's final norm.
+
+        Raises UnsupportedModelError where the model's logits are not read from its last hidden state that way.
+        """
+        if self.checked.readout is None:
+            raise UnsupportedModelError(
+                f"the logits of '{self.model.config.model_type}' are not its readout of the normed hidden state, so hidden"  # type: ignore[union-attr]
+                " states of other layers cannot be read out: use a decoder that reads none"
+            )
         head = self.model.get_output_embeddings()  # type: ignore[operator]
-        logits = head(self.family.norm(self.model)(hidden) if norm else hidden)
+        logits = head(self.family.norm(self.model)(hidden) if norm else hidden) * self.checked.readout  # type: ignore[misc]
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -139,14 +188,14 @@ class Host:
         self.override(self.model, HOST, self)
         originals: dict[int, Any] = {}
         private = copy.deepcopy(self.model.config, originals)
-        self.text_config = private.get_text_config()  # type: ignore[operator, union-attr]
-        compat.set_attention_name(self.text_config, IMPLEMENTATION)
+        self.text_config = private.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+        compat.set_attention_name(self.text_config, EAGER if self.stage.eager else IMPLEMENTATION)
         for module in self.model.modules():
             config = module.__dict__.get("config")
             if config is not None and id(config) in originals:
                 self.override(module, "config", originals[id(config)])
-        for module in self.attentions:
-            self.override(module, SLOT, self.stage)
+        for one in self.attentions.values():
+            self.override(one, SLOT, self.stage)
         generator: Any = self.family.generator(self.model)
         if generator is not self.model:
             for name in ("forward", "generate"):
@@ -287,7 +336,8 @@ class Host:
     def staged(self, plan: Plan, start: int, prompt: int) -> Iterator[None]:
         """Carry out `plan` in the forward pass inside; `start` and `prompt` as in `Stage`."""
         stage = self.stage
-        stage.plan = {layer: edits.on(stage.shard) for layer, edits in plan.items() if layer not in self.across}
+        reached = self.attentions.keys() - self.across
+        stage.plan = {layer: edits.on(stage.part(layer)) for layer, edits in plan.items() if layer in reached}
         stage.start, stage.prompt, stage.visited = start, prompt, set()
         with ExitStack() as hooks:
             for index, layer in enumerate(self.layers):
@@ -313,11 +363,14 @@ def _named(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str,
 
 def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
+        given = args[0] if args else kwargs["hidden_states"]
+        hidden = given if given.ndim == 3 else given[0]  # Gemma 3n carries several versions, the active one first
         if isinstance(edit, InputProbe):
             edit.see(hidden)
             return None
         hidden = edit.change(hidden)
+        if given.ndim > 3:
+            hidden = torch.cat([hidden[None], given[1:]])
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     return hook

@@ -89,7 +89,8 @@ NO_TEXT, NO_MARKS = TextTools(), Marks()
 class ModelFacts:
     """What a method may know of the model: the shape of its text decoder, its parts, and its calibration, if there is one.
 
-    across: layers that read the image by cross-attention; nothing edits them. pictures: forward arguments that carry
+    across: layers that read the image by cross-attention; nothing edits them. linear: layers without softmax attention
+    (linear, state-space, convolution), which run plain, too. pictures: forward arguments that carry
     pictures. tied: the readout is the input embedding. no_gradients: why gradients cannot be taken through the model.
     """
 
@@ -103,6 +104,7 @@ class ModelFacts:
     vocabulary: int = 0
     head_size: int | None = None
     across: frozenset[int] = frozenset()
+    linear: frozenset[int] = frozenset()
     pictures: tuple[str, ...] = ()
     tied: bool = False
     no_gradients: str | None = None
@@ -127,7 +129,7 @@ class ModelFacts:
 
     def own(self, numbers: Iterable[int]) -> list[int]:
         """Those of the layers `numbers` whose keys are the sequence's tokens."""
-        return [number for number in numbers if number not in self.across]
+        return [number for number in numbers if number not in self.across | self.linear]
 
     def proportion(self, first: int, stop: int) -> list[int]:
         """Layers `first:stop` of 32 in proportion, at least one before those that read an image are left out."""
@@ -166,6 +168,11 @@ class ModelFacts:
             raise CalibrationError(
                 f"{what} names layer {layer} of '{self.name}', which reads the image by cross-attention and is left alone:"
                 f" name layers other than {others}"
+            )
+        if layer in self.linear:
+            own = ", ".join(map(str, self.own(range(self.layers))))
+            raise CalibrationError(
+                f"{what} names layer {layer} of '{self.name}', which has no softmax attention: those that have are {own}"
             )
 
 

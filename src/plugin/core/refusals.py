@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...common.errors import CallError, LayoutError, UnsupportedModelError
 from . import compat
-from .attention import IMPLEMENTATION
+from .attention import EAGER, IMPLEMENTATION
 
 
 def check_loading(model: nn.Module) -> None:
@@ -18,9 +18,9 @@ def check_loading(model: nn.Module) -> None:
         raise UnsupportedModelError(
             "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"
         )
-    text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    text = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     implementation = compat.attention_name(text)
-    if implementation not in ("sdpa", "eager", IMPLEMENTATION, None):
+    if implementation not in ("sdpa", "eager", IMPLEMENTATION, EAGER, None):
         raise UnsupportedModelError(
             f"the text decoder runs attention as '{implementation}', which takes no edits: load the model with"
             " attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')"
@@ -53,7 +53,7 @@ def check_generate(given: Any, kwargs: Mapping[str, Any], default: Any) -> None:
 def check_pass(kwargs: Mapping[str, Any], text_config: Any) -> None:
     """Refuse a pass whose attention is another one by now, or which asks for attention weights."""
     name = compat.attention_name(text_config)
-    if name != IMPLEMENTATION:
+    if name not in (IMPLEMENTATION, EAGER):
         raise UnsupportedModelError(
             f"the model's attention was switched to '{name}' while something is attached, so that no edit would be carried"
             " out: detach, switch, and attach again"

@@ -39,7 +39,8 @@ class Shard:
 
     def cut(self, values: Tensor, dim: int) -> Tensor:
         """The part of values of all heads; values that are the same for all heads (size 1) as they are."""
-        _check_gradient(values)
+        if self.group is not None:
+            _check_gradient(values)
         return values if values.shape[dim] == 1 else values.narrow(dim, self.first, self.count)
 
     def gather(self, values: Tensor, dim: int) -> Tensor:
@@ -83,6 +84,21 @@ class Shard:
 
     def _changed(self, change: Callable[[Tensor, Tensor, slice], Tensor]) -> Callable[[Tensor, Tensor, slice], Tensor]:
         return lambda weights, logits, keys: self.cut(change(self.gather(weights, 1), self.gather(logits, 1), keys), 1)
+
+
+@dataclass(frozen=True)
+class Fewer(Shard):
+    """The `count` heads of a layer that has fewer than the `most` that another has: edits speak of the first ones only, and
+
+    a function of all heads gets zeros for those that are missing.
+    """
+
+    most: int = 0
+
+    def gather(self, values: Tensor, dim: int) -> Tensor:
+        missing = [*values.shape]
+        missing[dim] = self.most - self.count
+        return torch.cat([values, values.new_zeros(missing)], dim)
 
 
 def _check_gradient(values: Tensor) -> None:

@@ -217,8 +217,9 @@ class Runner:
             return Reading(self._host, prompt, conversation)
         if contrast.branch is None:
             return Contrasted(self._host, prompt, conversation, contrast)
+        self._host.check_forks(contrast.branch.first if contrast.branch.carries else 0)
         thin.install(self._host)
-        fork = Fork(contrast.branch, layout, prompt.edits, self._host.across)
+        fork = Fork(contrast.branch, layout, prompt.edits, self._host.across, self._host.latent)
         if contrast.branch.carries:
             return Riding(self._host, prompt, conversation, contrast, fork)
         apart = Ahead if contrast.ahead else Apart

@@ -1,8 +1,13 @@
-"""The adapter class with the defaults that hold for most families, the table of families, and the refusals."""
+"""The adapter class with the defaults that hold for most families, the table of declared families, and the refusals.
+
+A family is declared where a model does not tell enough of itself (`inferred.py`): its prompt rows see later ones, another
+module generates, the image comes by cross-attention. Every other model gets an adapter from what it tells.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ....common.errors import UnsupportedModelError
+from . import inferred
 
 
 @dataclass(frozen=True)
@@ -32,18 +38,18 @@ class Family:
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text decoder: the module whose `layers` are its blocks."""
-        return model.get_decoder()  # type: ignore[operator]
+        return inferred.text_decoder(model)
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
-        return list(self.decoder(model).layers)  # type: ignore[arg-type]
+        return inferred.blocks(self.decoder(model))
 
-    def attention(self, layer: nn.Module) -> nn.Module:
-        """The self-attention module of a block; it has `layer_idx`."""
-        return layer.self_attn  # type: ignore[return-value]
+    def attention(self, layer: nn.Module) -> nn.Module | None:
+        """The softmax self-attention of a block; it has `layer_idx`. None where the block has none (linear, SSM, conv)."""
+        return inferred.self_attention(layer)
 
-    def norm(self, model: nn.Module) -> nn.Module:
-        """The decoder's final norm."""
-        return self.decoder(model).norm  # type: ignore[return-value]
+    def norm(self, model: nn.Module) -> nn.Module | None:
+        """The decoder's final norm; None where it cannot be told."""
+        return inferred.final_norm(self.decoder(model))
 
     def generator(self, model: nn.Module) -> nn.Module:
         """The module whose `forward` is a pass of `generate`, and whose `generate` makes the answer.
@@ -73,8 +79,11 @@ class Family:
         Nothing is returned or cached; the caller's probes look. The decoder is called directly, so that no state of the outer model
         (Qwen's rope offsets) changes.
         """
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.decoder(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        decoder = self.decoder(model)
+        placed = {}
+        if "position_ids" in inspect.signature(decoder.forward).parameters:
+            placed["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        decoder(input_ids=ids, attention_mask=mask, use_cache=False, **placed)
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -101,38 +110,42 @@ def _load() -> None:
 
 
 def families() -> list[str]:
-    """All model types that have an adapter."""
+    """All model types that have a declaration of their own."""
     _load()
     return sorted(_FAMILIES)
 
 
+def declared(model_type: str) -> bool:
+    """Whether a model type has a declaration of its own."""
+    return model_type in families()
+
+
 def find_family(model: nn.Module) -> Family:
-    """The adapter of `model`. Raises UnsupportedModelError with the reason where there is none."""
+    """The adapter of `model`: the declared one, or what the model tells of itself.
+
+    Raises UnsupportedModelError with the reason where no plug point is.
+    """
     _load()
     config: Any = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or config is None:
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} is no model of transformers: pass what from_pretrained returns"
+        )
     name = getattr(config, "model_type", type(model).__name__)
     if name in _REFUSED:
         raise UnsupportedModelError(f"model type '{name}' is not supported: {_REFUSED[name]}")
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         whole = "is" if text.model_type == name else f"speaks through '{text.model_type}', which is"
         raise UnsupportedModelError(
             f"model type '{name}' {whole} an encoder-decoder: image and answer meet in its cross-attention, which has no"
             " plug point; use a decoder-only model"
         )
-    if name not in _FAMILIES:
-        raise UnsupportedModelError(
-            f"model type '{name}' has no family adapter; known: {', '.join(sorted(_FAMILIES))}."
-            " Add one in sightline/plugin/families (see CONTRIBUTING.md)"
-        )
-    kinds = set(getattr(text, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
-        raise UnsupportedModelError(
-            f"model type '{name}' has {', '.join(sorted(kinds))} layers: only softmax attention can be edited"
-        )
-    if getattr(text, "attn_logit_softcapping", None) is not None:
-        raise UnsupportedModelError(
-            f"model type '{name}' caps its attention logits (attn_logit_softcapping), which sdpa cannot do;"
-            " use a family without the cap"
-        )
-    return _FAMILIES[name]
+    return _FAMILIES.get(name) or infer(model, name)
+
+
+def infer(model: nn.Module, name: str) -> Family:
+    """An adapter from what a model tells of itself."""
+    images = inferred.placeholder_fields(model.config)
+    inputs = inferred.vision_arguments(model) if images else ()
+    return Family(model_types=(name,), image_token_fields=images, vision_inputs=inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .base import refuse
 
-refuse("gpt_oss", reason="its heads have learned attention sinks, which sdpa does not compute")
 refuse(
     "instructblipvideo",
     reason="its frames are put through the Q-Former one by one, for which it has no adapter; use instructblip",

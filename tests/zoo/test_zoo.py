@@ -1,0 +1,59 @@
+"""Every model type that `known.json` lists is what it says: proved on a tiny model of it.
+
+Twelve types that differ in kind run in `make test`, the others in `make test-all`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.zoo.prove import prove
+from tests.zoo.table import TABLE
+
+#: one of each kind: grids of patches with deepstack, shared keys and per-layer inputs, chunked windows and no rotation, tiles, a
+#: hybrid with pictures, prefix reading, learned sinks, capped logits, latents with experts, a hybrid, layers with fewer
+#: heads, an encoder-decoder's refusal
+KINDS = {
+    "image": ("qwen3_vl", "gemma4", "llama4", "mistral3", "qwen3_5", "paligemma", "florence2"),
+    "text": ("gpt_oss", "gemma2", "deepseek_v3", "qwen3_next", "laguna"),
+}
+KNOWN = json.loads(TABLE.read_text(encoding="utf-8"))["types"]
+READS = {"pictures": "image", "text": "text"}
+CASES = [
+    pytest.param(
+        READS[one["reads"]],
+        one["name"],
+        one["results"],
+        id=f"{READS[one['reads']]}-{one['name']}",
+        marks=() if one["name"] in KINDS[READS[one["reads"]]] else pytest.mark.matrix,
+    )
+    for one in KNOWN
+    if "build" not in one["results"]
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "listed"), CASES)
+def test_a_type_is_what_the_table_says(kind: str, name: str, listed: dict[str, str]) -> None:
+    """Every check that is listed as ok holds, and what is refused is refused; nothing fails."""
+    found = prove(kind, name)
+    failed = {check: said for check, said in found.items() if said.startswith("FAILED")}
+    assert not failed
+    good = {check for check, said in found.items() if said == "ok"}
+    assert good == {check for check, said in listed.items() if said == "ok"}
+
+
+def test_the_table_has_no_failure() -> None:
+    """A check that does not hold has a reason in it, of the package or of the model."""
+    wrong = [one["name"] for one in KNOWN if any(re.match("FAILED|not tried", s) for s in one["results"].values())]
+    assert not wrong
+
+
+def test_as_many_types_work_as_the_readme_says() -> None:
+    working = [
+        one for one in KNOWN if all(one["results"].get(check) == "ok" for check in ("attach", "empty", "gain", "bias"))
+    ]
+    assert sum(one["reads"] == "pictures" for one in working) >= 65
+    assert sum(one["reads"] == "text" for one in working) >= 110
