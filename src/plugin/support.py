@@ -11,7 +11,7 @@ from ..common.errors import CalibrationError, SightlineError, UnsupportedModelEr
 from .branches.decoder import DECODERS, Decoder
 from .calibration.files import Calibration, find_shipped
 from .core.families.base import declared
-from .core.host import Host, host_of
+from .core.host import Host, between_calls
 from .core.layout import read_layout
 from .core.method import ModelFacts, Registered
 from .core.registry import METHODS
@@ -45,8 +45,8 @@ class Support:
 
 def support(model: Any, calibration: Calibration | None = None) -> Support:
     """Check a model and every method and decoder on it. Raises UnsupportedModelError where it cannot be edited at all."""
-    host = host_of(model)
-    host.check()
+    with between_calls(model) as host:
+        host.check()
     facts = host.facts(calibration or find_shipped(model))
     known: dict[str, type[Registered]] = {**METHODS.known(), **DECODERS.known()}
     return Support(

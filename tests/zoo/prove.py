@@ -212,7 +212,7 @@ def _same(subject: Subject, ours: Tensor, inputs: Inputs, naive: Naive) -> None:
 def decore(subject: Subject) -> None:
     """DeCoRe with given heads against two plain passes, step by step, over one prompt read once."""
     listed = [(layer, head) for layer in subject.layers for head in (1, subject.heads[layer] - 1)]
-    inputs = subject.prompts()
+    inputs = subject.prompts((9, 9))  # without padding, so that both take their positions from the cache
     with sightline.attach(subject.model, {"decoder": {"decore": {"head_list": listed, "alpha": 0.5}}}):
         ours = subject.answer(inputs)
     blind: dict[int, list[int]] = {}
@@ -221,14 +221,11 @@ def decore(subject: Subject) -> None:
     generator = subject.generator
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     base, weak = Naive(layers=frozenset(subject.layers)), Naive(layers=frozenset(subject.layers), blind=blind)
-    placed = "position_ids" in pictures.arguments(generator)
 
     def run(naive: Naive, ids: Tensor, length: int, cache: Any) -> Any:
         whole = torch.cat([mask, mask.new_ones(len(ids), max(0, length - mask.shape[1]))], 1)[:, :length]
-        where = (whole.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        more = {"position_ids": where} if placed else {}
         with torch.no_grad(), running(subject.model, generator, naive):
-            return generator(input_ids=ids, attention_mask=whole, past_key_values=cache, use_cache=True, **more)
+            return generator(input_ids=ids, attention_mask=whole, past_key_values=cache, use_cache=True)
 
     width = ids.shape[1]
     cache = DynamicCache(config=subject.model.config.get_text_config(decoder=True))

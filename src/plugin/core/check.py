@@ -59,7 +59,7 @@ class Checkable(Protocol):
 
     def add(self, plug: Any) -> None: ...
 
-    def remove(self, plug: Any) -> None: ...
+    def drop(self, plug: Any) -> None: ...
 
     def readout(self, hidden: Tensor, norm: bool) -> Tensor: ...
 
@@ -172,7 +172,7 @@ def _check(host: Checkable) -> Checked:
             same_kernel = native == ("eager" if host.stage.eager else "sdpa")
             _check_same(host, plain, ours, same_kernel)
         finally:
-            host.remove(watcher)
+            host.drop(watcher)
         if watcher.odd:
             index, told = watcher.odd[0]
             raise UnsupportedModelError(
@@ -264,7 +264,7 @@ def _check_same(host: Checkable, plain: Tensor, ours: Tensor, same_kernel: bool)
         if off < CLOSE.get(plain.dtype, HALF):
             return
     else:  # some kernels add in no fixed order: the plain model need not repeat its own bits
-        host.remove(host.plugs[-1])  # type: ignore[attr-defined]
+        host.drop(host.plugs[-1])  # type: ignore[attr-defined]
         again = _pass(host)
         if not torch.equal(again, plain) and off < CLOSE.get(plain.dtype, HALF):
             return

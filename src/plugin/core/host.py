@@ -103,6 +103,11 @@ class Host:
 
     def check_forks(self, first: int) -> None:
         """Raises UnsupportedModelError where no copy of the model that differs from layer `first` on can ride along."""
+        if self.family.no_forks:
+            raise UnsupportedModelError(
+                f"no copy of '{self.model.config.model_type}' can ride along in its passes: {self.family.no_forks}; use a"  # type: ignore[union-attr]
+                " method, or a decoder that looks at the model alone (dola)"
+            )
         states = {number: kind for number, kind in compat.states(self.text_config).items() if number >= first}
         if states:
             number, kind = next(iter(states.items()))
@@ -178,10 +183,14 @@ class Host:
         if plug not in self.plugs:
             return
         with self.queue.between("detach"):
-            if plug in self.plugs:  # another thread may have been faster
-                self.plugs.remove(plug)
-                if not self.plugs:
-                    self._undo.close()
+            self.drop(plug)
+
+    def drop(self, plug: Attachment) -> None:
+        """The same inside `between_calls`."""
+        if plug in self.plugs:  # another thread may have been faster
+            self.plugs.remove(plug)
+            if not self.plugs:
+                self._undo.close()
 
     def _install(self) -> None:
         """Switch the text decoder to our attention and wrap the instance, noting how to undo each thing."""

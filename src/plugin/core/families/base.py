@@ -27,6 +27,7 @@ class Family:
     or video placeholder tokens; empty for a text model. vision_inputs: forward arguments that carry pictures; they
     belong to the pass that reads the image tokens and to no other.
     bidirectional_prompt: prompt rows see later prompt rows, so the prompt cannot be read in two parts.
+    no_forks: why no copy of the model can ride along in its passes; empty where one can.
     pictures_by_row: pictures come as [B, images, ...], not one below the other.
     """
 
@@ -34,6 +35,7 @@ class Family:
     image_token_fields: tuple[str, ...] = ()
     vision_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
     bidirectional_prompt: bool = False
+    no_forks: str = ""
     pictures_by_row: bool = False
 
     def decoder(self, model: nn.Module) -> nn.Module:

@@ -5,3 +5,10 @@ from __future__ import annotations
 from .base import Family, register_family
 
 register_family(Family(model_types=("llama", "qwen2", "qwen3", "mistral", "gemma3_text"), vision_inputs=()))
+register_family(
+    Family(
+        model_types=("doge",),
+        vision_inputs=(),
+        no_forks="each of its layers masks keys by what they hold, which is not known of a copy's",
+    )
+)
