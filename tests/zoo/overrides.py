@@ -21,7 +21,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "dbrx": {"attn_config": {"model_type": "", "clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 10000.0}},
-    "bert": {"is_decoder": True},
+    **dict.fromkeys(
+        "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta"
+        " roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod".split(),
+        {"is_decoder": True},
+    ),
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
     "blenderbot": {"decoder_layers": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "falcon_h1": {"mamba_d_ssm": 128},

@@ -184,6 +184,11 @@ def _check(host: Checkable) -> Checked:
                 f"silencing a head changed nothing in {_layers(watcher.idle)} of {_name(host)}: what the attention function"
                 " returns is not what the layer uses, or its weights are zero"
             )
+        both_ways = any(seen[0].later for seen in watcher.calls.values())
+        if both_ways and getattr(host.text_config, "is_decoder", None) is False:
+            raise UnsupportedModelError(
+                f"{_name(host)} is an encoder, its tokens see later ones: load it with is_decoder=True, or use a decoder"
+            )
         calls = {index: seen[0] for index, seen in watcher.calls.items()}
         return Checked(
             heads={index: seen.heads for index, seen in calls.items()},

@@ -103,6 +103,11 @@ class Host:
 
     def check_forks(self, first: int) -> None:
         """Raises UnsupportedModelError where no copy of the model that differs from layer `first` on can ride along."""
+        if "chunked_attention" in (getattr(self.text_config, "layer_types", None) or ()):
+            raise UnsupportedModelError(
+                f"'{self.model.config.model_type}' attends in chunks, which a copy of it beside would see otherwise: use a method,"  # type: ignore[union-attr]
+                " or a decoder that looks at the model alone (dola)"
+            )
         if self.family.no_forks:
             raise UnsupportedModelError(
                 f"no copy of '{self.model.config.model_type}' can ride along in its passes: {self.family.no_forks}; use a"  # type: ignore[union-attr]

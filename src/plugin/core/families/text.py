@@ -12,3 +12,10 @@ register_family(
         no_forks="each of its layers masks keys by what they hold, which is not known of a copy's",
     )
 )
+register_family(
+    Family(
+        model_types=("gpt2", "gpt-sw3", "gpt_bigcode"),
+        vision_inputs=(),
+        no_forks="behind its last block it lays its hidden states out as the prompt was given",
+    )
+)
