@@ -14,6 +14,12 @@ LETTERS = {f"IMGIMG{''.join(chr(65 + int(digit)) for digit in str(i))}Z": 210 + 
 CODES = {"<image>": 250, **LETTERS}
 TOKENS = {"<image>": 250, "<|extra_200|>": 209, **{f"<|visual token {i:06}|>": 210 + i for i in range(16)}}
 
+#: encoders of BERT's kind, which are decoders where their configuration says so
+ENCODERS = (
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {"16": 4}},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -21,27 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "dbrx": {"attn_config": {"model_type": "", "clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 10000.0}},
-    **dict.fromkeys(
-        [
-            "bert",
-            "bert-generation",
-            "big_bird",
-            "camembert",
-            "data2vec-text",
-            "electra",
-            "ernie",
-            "megatron-bert",
-            "rembert",
-            "roberta",
-            "roberta-prelayernorm",
-            "roc_bert",
-            "roformer",
-            "xlm-roberta",
-            "xlm-roberta-xl",
-            "xmod",
-        ],
-        {"is_decoder": True},
-    ),
+    **{name: {"is_decoder": True} for name in ENCODERS},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "blenderbot": {"decoder_layers": 2},

@@ -37,7 +37,10 @@ def main() -> None:
             results.pop("seconds", None)
             if name in UNTRIED:
                 results = {"build": UNTRIED[name]}
-            results = {check: re.sub(r"^(refused|plain): ", "", said) for check, said in results.items()}
+            results = {
+                check: re.sub(r"^(refused|plain): (\w+(Error|Exception): )?", "", said)
+                for check, said in results.items()
+            }
             types.append({"name": name, "reads": reads, "checkpoint": checkpoint(name), "results": results})
     table = {"transformers": tf.__version__, "types": types}
     TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

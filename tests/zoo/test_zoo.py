@@ -48,12 +48,4 @@ def test_a_type_is_what_the_table_says(kind: str, name: str, listed: dict[str, s
 def test_the_table_has_no_failure() -> None:
     """A check that does not hold has a reason in it, of the package or of the model."""
     wrong = [one["name"] for one in KNOWN if any(re.match("FAILED|not tried", s) for s in one["results"].values())]
-    assert not wrong
-
-
-def test_as_many_types_work_as_the_readme_says() -> None:
-    working = [
-        one for one in KNOWN if all(one["results"].get(check) == "ok" for check in ("attach", "empty", "gain", "bias"))
-    ]
-    assert sum(one["reads"] == "pictures" for one in working) >= 65
-    assert sum(one["reads"] == "text" for one in working) >= 110
+    assert wrong == []

@@ -26,7 +26,7 @@ class Mllama(Family):
 
 register_family(
     Mllama(
-        model_types=("mllama",),
+        model_types=("mllama", "mllama_text_model"),
         image_token_fields=("image_token_id",),
         vision_inputs=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_states"),
     )

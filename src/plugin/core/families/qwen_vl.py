@@ -17,3 +17,11 @@ register_family(
         ),
     )
 )
+register_family(
+    Family(
+        model_types=("paddleocr_vl",),
+        image_token_fields=("image_token_id",),
+        vision_inputs=("pixel_values", "image_grid_thw"),
+        no_forks="its layers lay out rotary positions in a way that a copy's rows do not follow yet",
+    )
+)
