@@ -231,12 +231,15 @@ def decore(subject: Subject) -> None:
     cache = DynamicCache(config=subject.model.config.get_text_config(decoder=True))
     run(base, ids[:, :-1], width - 1, cache)
     caches = cache, copy.deepcopy(cache)
+    plain = subject.answer(inputs).log_softmax(-1)
     token, theirs = ids[:, -1:], []
     for step in range(NEW):
         both = [
             run(one, token, width + step, cache).logits[:, -1].float().log_softmax(-1)
             for one, cache in zip((base, weak), caches, strict=True)
         ]
+        if step == 0 and differ(both[0][:, None], plain[:, :1]) is not None:
+            raise NotImplementedError("the proof's own passes place tokens otherwise than generate does")
         scores = (1.5 * both[0] - 0.5 * both[1]).masked_fill(both[0].isinf(), -torch.inf)
         theirs.append(scores)
         token = scores.argmax(-1, keepdim=True)
