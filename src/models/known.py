@@ -36,10 +36,9 @@ class KnownType:
 
     @property
     def works(self) -> bool:
-        """Whether methods run on it: everything that is not refused by design was shown on a tiny model of it."""
-        return self.results.get("attach") == "ok" and all(
-            self.results.get(n) == "ok" for n in ("empty", "gain", "bias")
-        )
+        """Whether methods run on it, with a picture where it reads pictures: shown on a tiny model of it."""
+        needed = ("attach", "empty", "gain", "bias", *(["picture"] if self.reads == "pictures" else []))
+        return all(self.results.get(check) == "ok" for check in needed)
 
     @property
     def refused(self) -> dict[str, str]:

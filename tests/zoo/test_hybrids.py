@@ -22,7 +22,7 @@ def hybrid() -> Subject:
 
 
 def gains(*heads: list[int]) -> dict[str, Any]:
-    return {"methods": [{"head_gain": {"head_list": list(heads), "factor": 2.0}}]}
+    return {"methods": [{"head_gain": {"head_list": list(heads)}}]}
 
 
 def test_settings_name_the_models_own_layers() -> None:
@@ -51,7 +51,13 @@ def test_the_report_names_the_layers_that_run_plain() -> None:
 def test_a_copy_that_would_need_states_of_its_own_is_refused() -> None:
     """CAD's copy reads another prompt: its linear layers would have other states."""
     subject = hybrid()
-    context = lambda ids: ids > 100  # noqa: E731
+
+    def context(ids: Any) -> Any:
+        """The second and third token."""
+        marked = ids == -1
+        marked[:, -4:-2] = True
+        return marked
+
     with (
         sightline.attach(subject.model, {"decoder": {"cad": {}}}, context=context),
         pytest.raises(UnsupportedModelError) as caught,
