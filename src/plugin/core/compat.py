@@ -286,7 +286,7 @@ class TappedCache(Cache):
         self,
         base: Any,
         tap: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
-        told: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+        told: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] = lambda layer, keys, values: (keys, values),
     ):
         self.__dict__.update(base.__dict__)  # the same layers, so that lengths and masks are the base's
         self.base, self.tap, self.told = base, tap, told
