@@ -8,59 +8,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...common.errors import CallError, SightlineError, UnsupportedModelError
+from ...common.errors import SightlineError, UnsupportedModelError
 from ..calibration.files import Calibration, model_name
 from . import compat
 from .attention import EAGER, IMPLEMENTATION, SLOT, Plan, Stage, attention
+from .calls import Attachment, Calls
 from .check import Checked, check
 from .edits import Input, InputProbe
 from .families import Family, find_family
 from .graph import obstacle
 from .method import NO_MARKS, NO_TEXT, Marks, ModelFacts, TextTools
 from .queue import queue_of
-from .refusals import check_carried, check_generate, check_loading, check_pass, refusing
+from .refusals import check_carried, check_loading, refusing
 from .shards import Fewer, find_shard
 from .wrappers import inner_model
 
 HOST = "_sightline_host"  # attribute of an attached model
 
 
-class Attachment(Protocol):
-    """What the host asks of an attachment."""
-
-    @property
-    def active(self) -> bool:
-        """Whether it edits anything; without, the model runs plain."""
-
-    def forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """One forward pass of the model."""
-
-    def generating(self, ids: Any, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
-        """Around `generate` of these prompt ids [B, n] (None: not given) with these arguments."""
-
-    def generate(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], default: Any
-    ) -> Any:
-        """`generate` of the model, inside of that; `default` is its generation config."""
-
-    def scoring(self) -> AbstractContextManager[None]:
-        """Around passes that score given answers."""
-
-    @property
-    def reading(self) -> Any:
-        """The prompt batch under way."""
-
-
-class Host:
+class Host(Calls):
     """One per model. Attachments stack; the innermost, the last of `plugs`, is in force."""
 
     def __init__(self, model: nn.Module):
@@ -68,11 +41,8 @@ class Host:
         check_loading(model)
         compat.register_attention(IMPLEMENTATION, attention)
         compat.register_attention(EAGER, attention, eager=True)
+        super().__init__(model)
         self.model = model
-        self.plugs: list[Attachment] = []
-        self.queue = queue_of(model)
-        self.told: dict[str, Any] = {}  # what a model with another generator inside was called with
-        self.prompts: int | None = None  # how many the `generate` under way has read; None outside
         self.decoder = self.family.decoder(model)
         self.layers = self.family.layers(model)
         compat.check_calls(self.family.generator(model), self.layers)
@@ -214,14 +184,14 @@ class Host:
         if generator is not self.model:
             for name in ("forward", "generate"):
                 if hasattr(self.model, name):
-                    self.override(self.model, name, self._telling(getattr(self.model, name)))
+                    self.override(self.model, name, self.telling(getattr(self.model, name)))
         # A compiled caller must not bake one prompt's plan into its graph.
-        self.override(generator, "forward", torch.compiler.disable(self._wrapped_forward(generator.forward)))
+        self.override(generator, "forward", torch.compiler.disable(self.wrapped_forward(generator.forward)))
         if hasattr(generator, "generate"):
-            self.override(generator, "generate", self._wrapped_generate(generator))
+            self.override(generator, "generate", self.wrapped_generate(generator))
         if hasattr(generator, compat.GENERATE_BEGINS):
             begins = getattr(generator, compat.GENERATE_BEGINS)
-            self.override(generator, compat.GENERATE_BEGINS, self._begun_here(begins))
+            self.override(generator, compat.GENERATE_BEGINS, self.begun_here(begins))
         for module, name in [*compat.attention_switches(self.model, self.decoder)]:
             self.override(module, name, refusing(name))
 
@@ -233,118 +203,6 @@ class Host:
         else:
             self._undo.callback(attributes.pop, name, None)
         attributes[name] = value
-
-    def _wrapped_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        named = _named(original)
-
-        @functools.wraps(original)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            with self.queue.turn():
-                if not self.plugs:  # the last one left while the call waited
-                    return original(*args, **kwargs)
-                kwargs, run = compat.renamed(named(args, kwargs)), original
-                check_pass(kwargs, self.text_config)
-                embeds = kwargs.get("inputs_embeds")
-                if embeds is not None and kwargs.get("input_ids") is None and self.told.get("input_ids") is not None:
-                    kwargs = {**kwargs, **self._told_for(embeds)}
-                    run = self._handing(original, kwargs)
-                with compat.image_count_named():
-                    return self.plugs[-1].forward(run, kwargs)
-
-        return forward
-
-    def _wrapped_generate(self, generator: Any) -> Callable[..., Any]:
-        original = generator.generate
-
-        @functools.wraps(original)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            with self.queue.turn():
-                if not self.plugs:  # the last one left while the call waited
-                    return original(*args, **kwargs)
-                if not self.plugs[-1].active:
-                    with compat.image_count_named():
-                        return original(*args, **kwargs)
-                ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-                default = getattr(generator, "generation_config", None)
-                if self.told:
-                    self.told["input_ids"] = ids
-                check_generate(ids, kwargs, default)
-                # Compiling would bake one prompt's plan into the graph.
-                kwargs.setdefault("disable_compile", True)
-                with self._answering(), compat.image_count_named(), self.plugs[-1].generating(ids, kwargs):
-                    return self.plugs[-1].generate(original, args, kwargs, default)
-
-        return generate
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Around a `generate` with edits. Raises CallError inside another one."""
-        if self.prompts is not None:
-            raise CallError(
-                "generate was called inside a generate of the same model (from a streamer, a logits processor, a hook),"
-                " whose answer it would change: call it when the answer has come"
-            )
-        self.prompts = 0
-        try:
-            yield
-        finally:
-            self.prompts = None
-
-    def opens_prompt(self) -> None:
-        """A prompt is about to be read. Raises CallError where it is not that of the `generate` under way."""
-        if self.prompts:
-            raise CallError(
-                "the model was called with a new prompt inside a generate of it (from a streamer, a logits processor, a"
-                " hook), whose answer that would change: call it when the answer has come"
-            )
-        if self.prompts is not None:
-            self.prompts += 1
-
-    def _begun_here(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """What `generate` calls first: one that was taken from the model before `attach` goes round the checks."""
-
-        @functools.wraps(original)
-        def begin(*args: Any, **kwargs: Any) -> Any:
-            if self.prompts is None and self.plugs and self.plugs[-1].active:
-                raise CallError(
-                    "this generate was taken from the model before attach, so that nothing of the call is checked: take"
-                    " model.generate again while the model is attached"
-                )
-            return original(*args, **kwargs)
-
-        return begin
-
-    def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A call of a model that hands its prompt to a generator inside, noted for that one's passes."""
-        named = _named(original)
-
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.queue.turn():
-                before, self.told = self.told, named(args, kwargs)
-                try:
-                    with compat.image_count_named():
-                        return original(*args, **kwargs)
-                finally:
-                    self.told = before
-
-        return call
-
-    def _told_for(self, embeds: Tensor) -> dict[str, Any]:
-        """The ids, pictures and labels of the prompt that was handed over as embeddings [B, n, hidden]."""
-        ids = self.told["input_ids"]
-        ids = ids.repeat_interleave(len(embeds) // len(ids), dim=0)[:, -embeds.shape[1] :]
-        names = (*self.family.vision_inputs, compat.ENCODED, "labels")
-        return {**{name: self.told[name] for name in names if name in self.told}, "input_ids": ids}
-
-    def _handing(self, original: Callable[..., Any], told: dict[str, Any]) -> Callable[..., Any]:
-        """The generator's forward for a prompt that the model told: it takes what a pass of the model would."""
-
-        @functools.wraps(original)
-        def forward(**given: Any) -> Any:
-            return original(**self.family.handed(self.model, given, told))
-
-        return forward
 
     @contextmanager
     def staged(self, plan: Plan, start: int, prompt: int) -> Iterator[None]:
@@ -363,16 +221,6 @@ class Host:
                 check_carried(stage.plan, stage.visited)
             finally:
                 stage.plan = {}
-
-
-def _named(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
-    """Turns the arguments of a call of `function` into named ones."""
-    signature = inspect.signature(function)
-
-    def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
-
-    return named
 
 
 def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
