@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..models.known import CHECKS, known_types, tried
 from ..plugin.branches.decoder import DECODERS
 from ..plugin.composition import exclusion, order_matters
 from ..plugin.config import methods
+from ..plugin.core.families.known import CHECKS, known_types, tried
 from ..plugin.core.method import Registered
 from ..plugin.core.registry import METHODS
 
@@ -75,7 +75,7 @@ def models_page() -> str:
     lines = [
         "# Model types",
         "",
-        "Written by `make docs` from `src/models/known.json`, which `python -m tests.zoo.survey` and `python -m tests.zoo.table` make:"
+        "Written by `make docs` from `src/plugin/core/families/known.json`, which `python -m tests.zoo.survey` and `python -m tests.zoo.table` make:"
         " each type of `AutoModelForImageTextToText` and `AutoModelForCausalLM`, shrunk to a tiny random model, against plain eager"
         " runs. `sightline models NAME` prints a type's lines, `sightline check MODEL` looks at a checkpoint of yours.",
         "",

@@ -23,7 +23,7 @@ def models(
     """List the model types of transformers that were tried: what works on each, and what is refused and why."""
     from ..common.errors import ConfigError
     from ..common.validation import suggest
-    from ..models.known import known_types
+    from ..plugin.core.families.known import known_types
 
     known = known_types()
     chosen = [one for one in known if name is None or name.lower() in one.searched]

@@ -175,6 +175,7 @@ def attach(
     """
     parsed = Config.load(config)
     with between_calls(model) as host:
+        host.proven_only = check
         if check:
             host.check()
         chosen = calibration if calibration is not None else parsed.calibration

@@ -101,7 +101,9 @@ def test_a_copy_scores_as_its_decoder_does() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [*(set(METHODS.known()) - SERVED[0]), *(set(DECODERS.known()) - SERVED[1])])
+@pytest.mark.parametrize(
+    "name", [*sorted(METHODS.known().keys() - SERVED[0]), *sorted(DECODERS.known().keys() - SERVED[1])]
+)
 def test_what_depends_on_the_prompt_is_refused_by_name_before_anything_else(name: str) -> None:
     """Without a calibration: nobody should measure one to be refused then."""
     with pytest.raises(sightline.ConfigError) as caught:

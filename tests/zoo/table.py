@@ -1,4 +1,4 @@
-"""Writes `src/models/known.json` from what a survey saw: `python -m tests.zoo.table SURVEY.json..`."""
+"""Writes `src/plugin/core/families/known.json` from what a survey saw: `python -m tests.zoo.table SURVEY.json..`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import transformers as tf
 from tests.zoo.overrides import UNTRIED
 from tests.zoo.prove import LISTS
 
-TABLE = Path(__file__).parents[2] / "src" / "models" / "known.json"
+TABLE = Path(__file__).parents[2] / "src" / "plugin" / "core" / "families" / "known.json"
 
 
 def checkpoint(model_type: str) -> str:

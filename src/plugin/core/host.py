@@ -23,6 +23,7 @@ from .calls import Attachment, Calls
 from .check import Checked, check
 from .edits import Input, InputProbe
 from .families import Family, find_family
+from .families.known import doubt
 from .graph import obstacle
 from .method import NO_MARKS, NO_TEXT, Marks, ModelFacts, TextTools
 from .queue import queue_of
@@ -69,6 +70,9 @@ class Host(Calls):
             eager=not compat.sdpa_computes(self.decoder),
         )
         self.checked = Checked()
+        self.proven_only = (
+            True  # no branch on a type that nobody declared and whose tiny model was not shown to carry one
+        )
         self._undo = ExitStack()
 
     def check_forks(self, first: int) -> None:
@@ -91,6 +95,13 @@ class Host(Calls):
                 f" '{self.model.config.model_type}' keeps more than keys and values ({kind}), which cannot be"  # type: ignore[union-attr]
                 f" forked: use a method, a decoder that looks at the model alone (dola), or one whose copy differs behind layer"
                 f" {max(states)} only"
+            )
+        kind = str(self.model.config.model_type)  # type: ignore[union-attr]
+        reason = doubt(kind, "decore") if self.family.inferred and self.proven_only else None
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"a copy beside a model of type '{kind}' has not been proven ({reason}): use a method, or a decoder that looks"
+                " at the model alone (dola)"
             )
 
     def check(self) -> None:

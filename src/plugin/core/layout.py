@@ -164,14 +164,15 @@ def read_layout(
 ) -> Layout:
     """Layout of a prompt. `attention_mask` as the model's forward takes it: [B, n], [B, 1, n, K], a dict of these, None.
 
-    `query` None takes every text token behind the last image, of a further turn (from position `turn` on) those of the turn. Raises LayoutError for an empty batch, or for a mask or a
+    `query` None takes every text token behind the last image; of a further turn, which begins at position `turn` and whose
+    prepared mask has rows for itself alone, those of the turn. Raises LayoutError for an empty batch, or for a mask or a
     query mask whose shape does not fit.
     """
     if ids.ndim != 2 or 0 in ids.shape:
         raise LayoutError(
             f"the prompt batch is empty (input_ids of shape {list(ids.shape)}): pass at least one row with one token"
         )
-    valid = _valid(ids, attention_mask)
+    valid = _valid(ids, attention_mask, turn)
     image = torch.zeros_like(valid)
     for token in image_ids:
         image |= ids == token
@@ -193,14 +194,20 @@ def read_layout(
     return Layout(ids=ids, valid=valid, image=image, query=asked & valid & ~image & before_last, turn=turn)
 
 
-def _valid(ids: Tensor, mask: Any) -> Tensor:
+def _valid(ids: Tensor, mask: Any, turn: int) -> Tensor:
     """Which tokens are not padding [B, n]. In a prepared mask (static caches) a token that sees itself is valid."""
     if isinstance(mask, Mapping):
         mask = next((m for m in mask.values() if m is not None), None)
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     batch, length = ids.shape
-    if mask.ndim == 4 and mask.shape[0] == batch and mask.shape[2] < length <= mask.shape[3]:  # of a further turn
+    if (
+        turn
+        and mask.ndim == 4
+        and mask.shape[0] == batch
+        and mask.shape[2] == length - turn
+        and length <= mask.shape[3]
+    ):
         seen = mask[:, 0, -1, :length]
         return seen if seen.dtype == torch.bool else seen == 0
     if mask.ndim == 4 and mask.shape[0] == batch and min(mask.shape[2:]) >= length:

@@ -38,6 +38,7 @@ from tests.helpers import naive, tiny
 from tests.helpers.engine import METHODS, Answer, assert_message, calibration, entry, fits, generate, prompts, shared
 
 PROCESSES = 2
+ROOT = Path(__file__).parents[3]
 PATIENCE = 600  # seconds that the processes may take on a busy machine; usually 20
 
 
@@ -228,10 +229,10 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, t
     running = []
     try:
         for rank, log in enumerate(logs):
-            command = [sys.executable, __file__, str(rank), str(folder)]
+            command = [sys.executable, "-m", "tests.plugin.core.test_shards", str(rank), str(folder)]
             where = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             with log.open("w") as out:
-                running.append(subprocess.Popen(command, env=where, stdout=out, stderr=subprocess.STDOUT))
+                running.append(subprocess.Popen(command, cwd=ROOT, env=where, stdout=out, stderr=subprocess.STDOUT))
         end = time.monotonic() + PATIENCE
         while any(process.poll() is None for process in running) and time.monotonic() < end:
             if any(process.poll() for process in running):  # one has failed: the other waits for it in vain

@@ -29,6 +29,7 @@ class Family:
     bidirectional_prompt: prompt rows see later prompt rows, so the prompt cannot be read in two parts.
     no_forks: why no copy of the model can ride along in its passes; empty where one can.
     pictures_by_row: pictures come as [B, images, ...], not one below the other.
+    inferred: nobody declared it, the model told it of itself.
     """
 
     model_types: tuple[str, ...]
@@ -37,6 +38,7 @@ class Family:
     bidirectional_prompt: bool = False
     no_forks: str = ""
     pictures_by_row: bool = False
+    inferred: bool = False
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text decoder: the module whose `layers` are its blocks."""
@@ -150,4 +152,4 @@ def infer(model: nn.Module, name: str) -> Family:
     """An adapter from what a model tells of itself."""
     images = inferred.placeholder_fields(model.config)
     inputs = inferred.vision_arguments(model) if images else ()
-    return Family(model_types=(name,), image_token_fields=images, vision_inputs=inputs)
+    return Family(model_types=(name,), image_token_fields=images, vision_inputs=inputs, inferred=True)

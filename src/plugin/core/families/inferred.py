@@ -61,7 +61,7 @@ ORDINARY = frozenset(  # arguments of a forward pass that carry no picture
 
 def text_decoder(model: nn.Module) -> nn.Module:
     """The module that holds the blocks of the text decoder. Raises UnsupportedModelError where none is found."""
-    found: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
+    found: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     seen: list[nn.Module] = []
     while found not in seen:
         if _blocks(found) is not None:
@@ -98,7 +98,9 @@ def self_attention(block: nn.Module) -> nn.Module | None:
     Raises UnsupportedModelError where there are several and none of them is called self-attention.
     """
     found = [
-        (name, one) for name, one in block.named_modules() if asks_interface(type(one)) and hasattr(one, "layer_idx")
+        (name, one)
+        for name, one in block.named_modules()
+        if asks_interface(type(one)) and hasattr(one, "layer_idx")  # type: ignore[arg-type]
     ]
     if len(found) > 1:
         named = [pair for pair in found if re.search(r"self_?att|^attn$|^attention$", pair[0])]

@@ -74,3 +74,10 @@ def tried() -> dict[str, Any]:
 def known_types() -> list[KnownType]:
     """Every type that was tried, those that read pictures first."""
     return [KnownType(**one) for one in tried()["types"]]
+
+
+def doubt(model_type: str, check: str) -> str | None:
+    """Why a type that nobody declared is not trusted with something; None where its tiny model passed the check."""
+    results = next((one.results for one in known_types() if one.name == model_type), {})
+    said = results.get(check, "it was not tried")
+    return None if said == "ok" else said
