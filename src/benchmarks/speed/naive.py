@@ -76,6 +76,6 @@ def _queries_zeroed(model: nn.Module, heads: Sequence[tuple[int, int]]) -> Itera
     layers = family.layers(model)
     with ExitStack() as hooks:
         for layer, chosen in by_layer.items():
-            projection: Any = family.attention(layers[layer]).q_proj
-            hooks.callback(projection.register_forward_hook(zero(chosen)).remove)
+            attention: Any = family.attention(layers[layer])
+            hooks.callback(attention.q_proj.register_forward_hook(zero(chosen)).remove)
         yield

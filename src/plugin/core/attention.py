@@ -202,7 +202,7 @@ def attention(
 def plain_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
     """The function that computes an attention module without edits: sdpa, or the eager one of its model file."""
     stage: Stage | None = module.__dict__.get(SLOT)
-    return own_eager(type(module)) if stage is not None and stage.eager else sdpa_attention_forward
+    return own_eager(type(module)) if stage is not None and stage.eager else sdpa_attention_forward  # type: ignore[arg-type]
 
 
 def edited_attention(

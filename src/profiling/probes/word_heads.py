@@ -57,8 +57,8 @@ def measure_word_heads(job: Job) -> WordHeads:
     host = Host(job.model)
     rows = job.model.get_output_embeddings().weight[list(words.values())].detach().double().cpu()
     scores = torch.zeros(job.facts.layers, job.facts.heads)
-    for layer, block in enumerate(host.layers):
-        contributions = contributed(host.family.attention(block).o_proj, written[:, layer])  # type: ignore[arg-type]
+    for layer, attention in host.attentions.items():
+        contributions = contributed(attention.o_proj, written[:, layer])  # type: ignore[arg-type]
         scores[layer] = explained(contributions, rows, ATOMS)[:, -1]
     return WordHeads(scores=rounded(scores), words=list(words))
 
