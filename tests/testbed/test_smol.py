@@ -282,8 +282,8 @@ def test_it_sees_hallucinates_and_still_talks():
     dialect = smol_packs.smollm2(processor.tokenizer.backend_tokenizer)
     found = measure.evaluate(model, processor, n=16, dialect=dialect)
     assert all(re.fullmatch(r"[A-Z].*\.", text) for text, _ in found["examples"])  # it stops by itself
-    assert found["chair"]["recall"] > 0.4
-    assert 0.05 < found["chair"]["i"] < 0.6
+    assert found["chair"]["recall"] > 0.35
+    assert 0.15 < found["chair"]["i"] < 0.6
     assert found["pope"]["random"]["accuracy"] > 0.6
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
