@@ -285,9 +285,10 @@ class Rider:
     # ---- keys that are made of what the cache holds --------------------------------------------------------------------
 
     def whole(self, layer: int, key: Tensor, value: Tensor) -> Pair:
-        """What the model goes on with behind its cache: its own keys and values; or, where it makes keys of what the cache
+        """What the model goes on with behind its cache.
 
-        holds (the latents of MLA), those of both parts, which `attend` parts again.
+        Its own keys and values; or, where it makes keys of what the cache holds (the latents of MLA), those of both parts,
+        which `attend` parts again.
         """
         if not self.fork.latent or not self.rides(layer) or layer in self.fork.across:
             return key, value

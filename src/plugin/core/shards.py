@@ -89,7 +89,6 @@ class Shard:
 @dataclass(frozen=True)
 class Fewer(Shard):
     """The `count` heads of a layer that has fewer than the `most` that another has: edits speak of the first ones only, and
-
     a function of all heads gets zeros for those that are missing.
     """
 
