@@ -35,8 +35,10 @@ HALF = 0.1
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check found. heads: query heads by layer, of those that we compute. bidirectional: prompt rows see later
-    ones. readout: the factor between head(norm(hidden)) and the model's logits; None where they are something else.
+    """What the check found.
+
+    heads: query heads by layer, of those that we compute. bidirectional: prompt rows see later ones. readout: the factor
+    between head(norm(hidden)) and the model's logits; None where they are something else.
     """
 
     heads: Mapping[int, int] = field(default_factory=dict)

@@ -88,8 +88,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Fewer(Shard):
-    """The `count` heads of a layer that has fewer than the `most` that another has: edits speak of the first ones only, and
-    a function of all heads gets zeros for those that are missing.
+    """The `count` heads of a layer that has fewer than the `most` that another has.
+
+    Edits speak of the first ones only, and a function of all heads gets zeros for those that are missing.
     """
 
     most: int = 0
