@@ -199,6 +199,17 @@ def text_pack(rng: np.random.Generator, captions: int = 4) -> Pack:
     return pack
 
 
+def counted(objects: list[tuple[str, float]], rng: np.random.Generator) -> dict[str, int]:
+    """How many of each object there are, the objects by falling salience, a little shuffled."""
+    salience: dict[str, float] = {}
+    number: dict[str, int] = {}
+    for name, value in objects:
+        salience[name] = max(value, salience.get(name, 0.0))
+        number[name] = number.get(name, 0) + 1
+    noisy = {name: np.log(value + 1) + 0.2 * rng.standard_normal() for name, value in salience.items()}
+    return {name: number[name] for name in sorted(noisy, key=lambda name: -noisy[name])}
+
+
 def image_pack(
     kind: str,
     objects: list[tuple[str, float]],
@@ -211,19 +222,13 @@ def image_pack(
     Objects come by falling salience, a little shuffled. A share `tempting` of the questions about absent objects asks
     for one that the scene type expects.
     """
-    salience: dict[str, float] = {}
-    number: dict[str, int] = {}
-    for name, value in objects:
-        salience[name] = max(value, salience.get(name, 0.0))
-        number[name] = number.get(name, 0) + 1
-    noisy = {name: np.log(value + 1) + 0.2 * rng.standard_normal() for name, value in salience.items()}
-    order = sorted(noisy, key=lambda name: -noisy[name])
-    counts = {name: number[name] for name in order}
+    counts = counted(objects, rng)
+    order = list(counts)
     pack = Pack.begin(testbed(), image=True)
     asked = CAPTION_PROMPT if rng.random() < 0.5 else CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))]
     told = pack.ask(asked, caption(kind, counts, rng), telling())
-    absent = [name for name in CATEGORIES if name not in number]
-    expected = [name for name in KINDS[kind].expected if name not in number]
+    absent = [name for name in CATEGORIES if name not in counts]
+    expected = [name for name in KINDS[kind].expected if name not in counts]
     for i in range(questions):
         after = told if i >= questions - 2 else 0
         if i % 2:
@@ -233,7 +238,7 @@ def image_pack(
             name, answer = pool[int(rng.integers(len(pool)))], "No."
         pack.ask(question(name, rng), answer, telling(tail=0.1), after=after)
     name = order[int(rng.integers(len(order)))] if rng.random() < 0.8 else absent[int(rng.integers(len(absent)))]
-    said = COUNT_WORDS[min(number.get(name, 0), 9)].capitalize() + "."
+    said = COUNT_WORDS[min(counts.get(name, 0), 9)].capitalize() + "."
     pack.ask(count_question(name), said, telling(word=0.5, tail=0.1))
     return pack
 

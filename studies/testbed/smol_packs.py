@@ -15,18 +15,13 @@ from sightline.testbed.kinds import KINDS, article, plural
 from sightline.testbed.scenes import scene_key
 from sightline.testbed.smol import END
 from sightline.testbed.sprites import CATEGORIES
-from sightline.testbed.text import CAPTION_PROMPT, COUNT_WORDS, count_question, listing, quantity
+from sightline.testbed.text import CAPTION_PROMPT, CAPTION_PROMPTS, COUNT_WORDS, count_question, listing, quantity
 
-from .packs import OBJECT_WEIGHT, Dialect, Pack, Weigh, collate, object_tokens
+from .packs import OBJECT_WEIGHT, Dialect, Pack, Weigh, collate, counted, object_tokens
 
 TOKENIZER, MEMORY = "tokenizer.json", "memory.json"  # what a run's folder holds for the processes that draw
 PROMPTS = (
-    CAPTION_PROMPT,
-    "Describe this image.",
-    "What is in the image?",
-    "Please describe the picture.",
-    "What can you see in this picture?",
-    "Describe the image in detail.",
+    *CAPTION_PROMPTS,
     "What does the image show?",
     "Tell me what you see.",
     "Write a caption for this picture.",
@@ -174,14 +169,8 @@ def image_pack(dialect: Dialect, kind: str, objects: list[tuple[str, float]], rn
     Objects come by falling salience, a little shuffled. Half of the questions about absent objects ask for one that the
     scene type expects.
     """
-    salience: dict[str, float] = {}
-    number: dict[str, int] = {}
-    for name, value in objects:
-        salience[name] = max(value, salience.get(name, 0.0))
-        number[name] = number.get(name, 0) + 1
-    noisy = {name: np.log(value + 1) + 0.2 * rng.standard_normal() for name, value in salience.items()}
-    order = sorted(noisy, key=lambda name: -noisy[name])
-    counts = {name: number[name] for name in order}
+    counts = counted(objects, rng)
+    order = list(counts)
     pack = Pack.begin(dialect, image=True)
     asked = CAPTION_PROMPT if rng.random() < 0.4 else pick(rng, PROMPTS)
     said = caption(kind, counts, rng)
@@ -190,8 +179,8 @@ def image_pack(dialect: Dialect, kind: str, objects: list[tuple[str, float]], rn
         said = listing([quantity(name, min(n, 9)) for name, n in counts.items()])
         said = f"{said[0].upper()}{said[1:]}."
         pack.ask(pick(rng, LISTS), said, _telling(dialect, rng), instead=slots(dialect, said, counts))
-    absent = [name for name in CATEGORIES if name not in number]
-    expected = [name for name in KINDS[kind].expected if name not in number]
+    absent = [name for name in CATEGORIES if name not in counts]
+    expected = [name for name in KINDS[kind].expected if name not in counts]
     flip = int(rng.random() < 0.5)
     for i in range(4 if rng.random() < 0.5 else 3):
         present = bool((i + flip) % 2)
@@ -200,7 +189,7 @@ def image_pack(dialect: Dialect, kind: str, objects: list[tuple[str, float]], rn
         pack.ask(asked, answer, _deciding(rng), after=told if i == 3 else 0)
     if rng.random() < 0.15:
         name = pick(rng, order if rng.random() < 0.8 else absent)
-        said = COUNT_WORDS[min(number.get(name, 0), 9)].capitalize() + "."
+        said = COUNT_WORDS[min(counts.get(name, 0), 9)].capitalize() + "."
         pack.ask(count_question(name), said, _deciding(rng, share=0.0, first=1.0))
     return pack
 

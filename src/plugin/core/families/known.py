@@ -71,9 +71,10 @@ def tried() -> dict[str, Any]:
     return json.loads(files(__package__ or "").joinpath("known.json").read_text(encoding="utf-8"))
 
 
-def known_types() -> list[KnownType]:
+@functools.cache
+def known_types() -> tuple[KnownType, ...]:
     """Every type that was tried, those that read pictures first."""
-    return [KnownType(**one) for one in tried()["types"]]
+    return tuple(KnownType(**one) for one in tried()["types"])
 
 
 def doubt(model_type: str, check: str) -> str | None:
