@@ -10,7 +10,6 @@ SmolLM2-135M-Instruct learns to see through the testbed's tower, in three steps 
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +27,7 @@ from . import align, smol_packs, tower
 from .adapter import adapt, tensors
 from .checkpoint import load_state
 from .loop import StageConfig, autocast, run_stage
-from .train import keep_memory
+from .train import begun, options
 
 STAGES = ("memory", "sight", "speech")
 SIGHT = StageConfig(steps=1500, batch=32, lr=8e-4, warmup=60, floor=0.02)
@@ -227,30 +226,16 @@ def main() -> None:
     from sightline.models.loading import load_model
     from sightline.models.naming import SMOLLM2
 
-    parser = argparse.ArgumentParser(prog="python -m studies.testbed.smol", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/smol"), help="folder of checkpoints and the model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", action="append", choices=STAGES, help="run only this stage (repeatable)")
+    parser = options("python -m studies.testbed.smol", __doc__, Path("runs/smol"), STAGES)
     parser.add_argument("--minutes", type=float, help="let the last stage's schedule run over so much time, not steps")
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the trainer (0: all but one worker's)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes (0: none)")
-    parser.add_argument("--evaluate", type=Path, metavar="FOLDER", help="measure an export instead of training")
-    parser.add_argument("--scenes", type=int, default=300, help="test scenes to evaluate on")
-    arguments = parser.parse_args()
-    keep_memory()
-    torch.set_num_threads(arguments.threads or max(1, torch.get_num_threads() - arguments.workers))
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    language, tokenizer = load_model(SMOLLM2, device=device)
+    arguments = begun(parser)
+    language, tokenizer = load_model(SMOLLM2, device=arguments.device)
     if arguments.evaluate:
         from .evaluate import evaluate, report
 
         model, processor = assemble(language, tokenizer, arguments.evaluate)
         dialect = smol_packs.smollm2(processor.tokenizer.backend_tokenizer)
-        print(report(evaluate(model.to(device), processor, n=arguments.scenes, dialect=dialect)))
+        print(report(evaluate(model.to(arguments.device), processor, n=arguments.scenes, dialect=dialect)))
         return
     recipe = Recipe()
     if arguments.minutes:
@@ -264,7 +249,7 @@ def main() -> None:
         stages=tuple(stage for stage in STAGES if stage in (arguments.stage or STAGES)),
         first_tower=testbed.load()[0].model.vision_tower.state_dict(),
         resume=arguments.resume,
-        device=device,
+        device=arguments.device,
         workers=arguments.workers,
     )
 

@@ -198,29 +198,39 @@ def keep_memory() -> None:
             pass  # another C library: only slower
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m studies.testbed.train", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/testbed"), help="folder of checkpoints and the model")
+def options(prog: str, about: str | None, out: Path, stages: tuple[str, ...]) -> argparse.ArgumentParser:
+    """The options that the trainers of both embedded models take."""
+    parser = argparse.ArgumentParser(prog=prog, description=about)
+    parser.add_argument("--out", type=Path, default=out, help="folder of checkpoints and the model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", action="append", choices=STAGES, help="run only this stage (repeatable)")
+    parser.add_argument("--stage", action="append", choices=stages, help="run only this stage (repeatable)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the trainer (0: all but one worker's)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes (0: none)")
-    parser.add_argument("--evaluate", type=Path, metavar="FOLDER", help="measure a checkpoint instead of training")
+    parser.add_argument("--evaluate", type=Path, metavar="FOLDER", help="measure a finished model instead of training")
     parser.add_argument("--scenes", type=int, default=300, help="test scenes to evaluate on")
+    return parser
+
+
+def begun(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the command line says, with memory, threads and device set as it says."""
     arguments = parser.parse_args()
     keep_memory()
     torch.set_num_threads(arguments.threads or max(1, torch.get_num_threads() - arguments.workers))
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return arguments
+
+
+def main() -> None:
+    arguments = begun(options("python -m studies.testbed.train", __doc__, Path("runs/testbed"), STAGES))
     if arguments.evaluate:
         from sightline.testbed.model import load_from
 
         from .evaluate import evaluate, report
 
-        model, processor = load_from(arguments.evaluate, device=device)
+        model, processor = load_from(arguments.evaluate, device=arguments.device)
         print(report(evaluate(model, processor, n=arguments.scenes)))
         return
     train(
@@ -228,7 +238,7 @@ def main() -> None:
         seed=arguments.seed,
         stages=tuple(stage for stage in STAGES if stage in (arguments.stage or STAGES)),
         resume=arguments.resume,
-        device=device,
+        device=arguments.device,
         workers=arguments.workers,
     )
 
