@@ -15,11 +15,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ..common.errors import ConfigError, SightlineError
+from ..common.errors import ConfigError, SightlineError, UnsupportedModelError
 from ..plugin.branches.decoder import DECODERS
 from ..plugin.calibration.files import Calibration, calibration_hash, find_shipped
 from ..plugin.config import Config
-from ..plugin.core.families import find_family
+from ..plugin.core.families import declared_family
+from ..plugin.core.families.base import families
 from ..plugin.core.method import FixedGains, ModelFacts
 from ..plugin.core.registry import METHODS
 
@@ -137,7 +138,12 @@ def facts_of(
 ) -> ModelFacts:
     """What methods may know of a model that is not loaded."""
     named = SimpleNamespace(config=config, name_or_path=model)
-    family, text = find_family(named), config.get_text_config()  # type: ignore[arg-type]
+    family, text = declared_family(config, config.model_type), config.get_text_config()
+    if family is None:  # what a model tells of itself takes its weights
+        raise UnsupportedModelError(
+            f"model type '{config.model_type}' has no declaration, which a plan made before the model is loaded needs: serve one"
+            f" that has ({', '.join(families())}), or use transformers with sightline.attach"
+        )
     chosen = calibration if calibration is not None else parsed.calibration
     found = Calibration.load(chosen, named) if chosen is not None else find_shipped(named)
     if found is not None:

@@ -6,6 +6,6 @@ its image means. Most families need no more than their name; `find_family` answe
 
 from __future__ import annotations
 
-from .base import Family, find_family, register_family
+from .base import Family, declared_family, find_family, register_family
 
-__all__ = ["Family", "find_family", "register_family"]
+__all__ = ["Family", "declared_family", "find_family", "register_family"]

@@ -129,13 +129,21 @@ def find_family(model: nn.Module) -> Family:
 
     Raises UnsupportedModelError with the reason where no plug point is.
     """
-    _load()
     config: Any = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None:
         raise UnsupportedModelError(
             f"a {type(model).__name__} is no model of transformers: pass what from_pretrained returns"
         )
     name = getattr(config, "model_type", type(model).__name__)
+    return declared_family(config, name) or infer(model, name)
+
+
+def declared_family(config: Any, name: str) -> Family | None:
+    """The declared adapter of the model type `name`, whose configuration this is; None where nobody declared one.
+
+    Raises UnsupportedModelError with the reason where no plug point is.
+    """
+    _load()
     if name in _REFUSED:
         raise UnsupportedModelError(f"model type '{name}' is not supported: {_REFUSED[name]}")
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
@@ -145,7 +153,7 @@ def find_family(model: nn.Module) -> Family:
             f"model type '{name}' {whole} an encoder-decoder: image and answer meet in its cross-attention, which has no"
             " plug point; use a decoder-only model"
         )
-    return _FAMILIES.get(name) or infer(model, name)
+    return _FAMILIES.get(name)
 
 
 def infer(model: nn.Module, name: str) -> Family:
