@@ -219,23 +219,31 @@ def decore(subject: Subject) -> None:
     for layer, head in listed:
         blind.setdefault(layer, []).append(head)
     generator = subject.generator
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ids = inputs["input_ids"]
     base, weak = Naive(layers=frozenset(subject.layers)), Naive(layers=frozenset(subject.layers), blind=blind)
 
-    def run(naive: Naive, ids: Tensor, length: int, cache: Any) -> Any:
-        whole = torch.cat([mask, mask.new_ones(len(ids), max(0, length - mask.shape[1]))], 1)[:, :length]
+    def run(naive: Naive, ids: Tensor, cache: Any) -> Any:
         with torch.no_grad(), running(subject.model, generator, naive):
-            return generator(input_ids=ids, attention_mask=whole, past_key_values=cache, use_cache=True)
+            return generator(input_ids=ids, past_key_values=cache, use_cache=True)
 
-    width = ids.shape[1]
-    cache = DynamicCache(config=subject.model.config.get_text_config(decoder=True))
-    run(base, ids[:, :-1], width - 1, cache)
-    caches = cache, copy.deepcopy(cache)
+    def read(upto: int) -> DynamicCache:
+        """The keys and values of all prompt tokens but the last, of a pass that read the first `upto`."""
+        cache = DynamicCache(config=subject.model.config.get_text_config(decoder=True))
+        run(base, ids[:, :upto], cache)
+        if upto == ids.shape[1]:
+            cache.crop(-1)
+        return cache
+
     plain = subject.answer(inputs).log_softmax(-1)
+    cache = read(ids.shape[1] - 1)
+    first = run(base, ids[:, -1:], copy.deepcopy(cache)).logits[:, -1:].float().log_softmax(-1)
+    if differ(first, plain[:, :1]) is not None:  # prompt rows that see later ones must be read together
+        cache = read(ids.shape[1])
+    caches = cache, copy.deepcopy(cache)
     token, theirs = ids[:, -1:], []
     for step in range(NEW):
         both = [
-            run(one, token, width + step, cache).logits[:, -1].float().log_softmax(-1)
+            run(one, token, cache).logits[:, -1].float().log_softmax(-1)
             for one, cache in zip((base, weak), caches, strict=True)
         ]
         if step == 0 and differ(both[0][:, None], plain[:, :1]) is not None:
@@ -281,9 +289,9 @@ def picture(subject: Subject) -> None:
     """A picture in the prompt: the plain bits with an empty plan, and a bias on its tokens as a plain eager run has it."""
     try:
         inputs = pictures.prompt(subject.model, subject.type)
+        plain = subject.answer(inputs, subject.model)  # with nothing attached: what fails here is the picture
     except Exception as error:
         raise NotImplementedError(f"no picture could be drawn for the tiny model ({_said(error)})") from error
-    plain = subject.answer(inputs, subject.model)
     if plain.isnan().any():
         raise NotImplementedError("the plain model's logits are not numbers")
     layouts: list[Layout] = []
