@@ -222,14 +222,14 @@ def decore(subject: Subject) -> None:
     ids = inputs["input_ids"]
     base, weak = Naive(layers=frozenset(subject.layers)), Naive(layers=frozenset(subject.layers), blind=blind)
 
-    def run(naive: Naive, ids: Tensor, cache: Any) -> Any:
+    def run(naive: Naive, ids: Tensor, cache: Any, **more: Any) -> Any:
         with torch.no_grad(), running(subject.model, generator, naive):
-            return generator(input_ids=ids, past_key_values=cache, use_cache=True)
+            return generator(input_ids=ids, past_key_values=cache, use_cache=True, **more)
 
     def read(upto: int) -> DynamicCache:
         """The keys and values of all prompt tokens but the last, of a pass that read the first `upto`."""
         cache = DynamicCache(config=subject.model.config.get_text_config(decoder=True))
-        run(base, ids[:, :upto], cache)
+        run(base, ids[:, :upto], cache, attention_mask=inputs["attention_mask"][:, :upto])
         if upto == ids.shape[1]:
             cache.crop(-1)
         return cache
@@ -237,7 +237,7 @@ def decore(subject: Subject) -> None:
     plain = subject.answer(inputs).log_softmax(-1)
     cache = read(ids.shape[1] - 1)
     first = run(base, ids[:, -1:], copy.deepcopy(cache)).logits[:, -1:].float().log_softmax(-1)
-    if differ(first, plain[:, :1]) is not None:  # prompt rows that see later ones must be read together
+    if differ(first, plain[:, :1]) is not None:  # rows that see later ones are read with them
         cache = read(ids.shape[1])
     caches = cache, copy.deepcopy(cache)
     token, theirs = ids[:, -1:], []
