@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
 import sightline
 import torch
 import transformers as tf
@@ -165,11 +164,6 @@ def _case(name: str) -> Case:
     prompts = [decoder.prompt(row) for row in rows]
     dims, tau = _sinks(decoder, prompts)
     return Case(name, model, decoder, batch, rows, prompts, dims, tau)
-
-
-@pytest.fixture(params=["mha", "gqa"])
-def case(request: pytest.FixtureRequest) -> Case:
-    return _case(request.param)
 
 
 def _generate(model: Any, inputs: Inputs) -> tuple[np.ndarray, list[list[int]]]:

@@ -123,7 +123,9 @@ class Rider:
         tokens = hidden.shape[-3:-1]
         both = {name: one if MASK in name else self._beside(one, tokens) for name, one in kwargs.items()}
         joined = torch.cat([hidden, branch], dim=along)
-        return (), {names[0]: joined, **both, **rotary, **self._over_image(kwargs)}
+        rest = {**both, **rotary, **self._over_image(kwargs)}
+        # transformers collects hidden states from a layer's first positional argument, so one that was stays one.
+        return ((joined,), rest) if args else ((), {names[0]: joined, **rest})
 
     def _beside(self, given: Any, tokens: torch.Size) -> Any:
         """An argument of a layer for both parts, where it has something for each of the pass's tokens [B, q]."""

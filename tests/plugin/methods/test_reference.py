@@ -11,7 +11,7 @@ resolves would fail; the seeds avoid that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,9 @@ from tests.helpers.cases import (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(params=["mha", "gqa"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return _case(request.param)
 
 
 def test_plain(case: Case) -> None:
