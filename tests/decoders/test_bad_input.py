@@ -391,9 +391,10 @@ def test_image_features_between_the_layers() -> None:
         attach_setup(case, "avisc")
 
 
+@pytest.mark.parametrize("family", tiny.REFUSED)
 @pytest.mark.parametrize("decoder", SETUPS)
-def test_refused_families(decoder: str) -> None:
-    model = tiny.refused("gemma2")
+def test_refused_families(decoder: str, family: str) -> None:
+    model = tiny.refused(family)
     with pytest.raises(UnsupportedModelError) as caught:
         sightline.attach(model, {"decoder": SETUPS[decoder].config}, **SETUPS[decoder].options)
-    assert_message(caught.value, "'gemma2'")
+    assert_message(caught.value, f"'{model.config.model_type}'")

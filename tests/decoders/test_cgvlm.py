@@ -47,7 +47,7 @@ def test_a_gate_that_never_opens_is_the_plain_model(how: dict[str, object]) -> N
     for methods in ([], [entry("vhr"), entry("pai")]):
         with sightline.attach(case.model, {"methods": methods}, calibration=calibration(case)):
             bare = generate(case.model, inputs, **how)
-        closed = {"methods": methods, **config(threshold=1e9)}
+        closed = {"methods": methods, **config(threshold=1e6)}
         with sightline.attach(case.model, closed, calibration=calibration(case), **OPTIONS) as plug:
             ours = generate(case.model, inputs, **how)
             assert not any(plug.report()["cgvlm"]["opened"])

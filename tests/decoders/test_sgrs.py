@@ -63,7 +63,7 @@ def test_candidates_are_dropped() -> None:
     assert (open_to[:, 0] == 5).all(), "nothing was said yet that a threshold could follow"
     assert (open_to < 5).any()
     assert ours.tokens.tolist() != generate(case.model, inputs, max_new_tokens=8).tokens.tolist()
-    assert set(report) == {"candidates", "scores", "threshold"}
+    assert set(report) == {"acted", "candidates", "scores", "threshold"}
     assert [len(row) for row in report["scores"]] == [5, 5, 5]
     kept = ours.scores[:, -1].gather(1, torch.tensor(report["candidates"])).isfinite()
     reached = torch.tensor(report["scores"]) >= torch.tensor(report["threshold"])[:, None]

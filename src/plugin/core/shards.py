@@ -39,8 +39,7 @@ class Shard:
 
     def cut(self, values: Tensor, dim: int) -> Tensor:
         """The part of values of all heads; values that are the same for all heads (size 1) as they are."""
-        if self.group is not None:
-            _check_gradient(values)
+        _check_gradient(values)
         return values if values.shape[dim] == 1 else values.narrow(dim, self.first, self.count)
 
     def gather(self, values: Tensor, dim: int) -> Tensor:
@@ -94,6 +93,9 @@ class Fewer(Shard):
     """
 
     most: int = 0
+
+    def cut(self, values: Tensor, dim: int) -> Tensor:
+        return values if values.shape[dim] == 1 else values.narrow(dim, self.first, self.count)
 
     def gather(self, values: Tensor, dim: int) -> Tensor:
         missing = [*values.shape]

@@ -231,9 +231,9 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     with Store(tmp_path / "a", identity()) as store:
         assert set(store.done()) == {"1"}
     for change, what in (
-        ({"data": "abd"}, "data ('abc', not 'abd')"),
+        ({"data": "abd"}, 'data ("abc", not "abd")'),
         ({"config": None}, "config"),
-        ({"new": 1}, "new (None"),
+        ({"new": 1}, "new (null"),
     ):
         with pytest.raises(StoreError, match="was made with another") as caught:
             Store(tmp_path / "a", identity(**change))

@@ -549,7 +549,7 @@ def facts_file(folder: Path, threshold: float) -> str:
 
 
 def test_explain(scene_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    heat, result = tmp_path / "new" / "heat.png", tmp_path / "r.json"
+    heat, result = tmp_path / "heat.png", tmp_path / "r.json"
     facts = facts_file(tmp_path, 2.0)  # no mass reaches it: every word is weak
     where = ["--calibration", facts, "--heat", str(heat), "--json", str(result)]
     assert cli.main(explain(scene_file, *where)) == 0
