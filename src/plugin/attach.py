@@ -175,7 +175,6 @@ def attach(
     """
     parsed = Config.load(config)
     with between_calls(model) as host:
-        host.proven_only = check
         if check:
             host.check()
         chosen = calibration if calibration is not None else parsed.calibration
@@ -194,7 +193,7 @@ def attach(
         decoder = None if parsed.decoder is None else DECODERS.find(parsed.decoder[0])(parsed.decoder[1], facts)
         tracing = TraceSettings.load(trace)
         tracer = None if tracing is None else Tracer(tracing, facts)
-        plug = Plug(host, parsed, Runner(host, methods, decoder, query, tracer))
+        plug = Plug(host, parsed, Runner(host, methods, decoder, query, tracer, unproven=not check))
         host.add(plug)
     return plug
 

@@ -70,13 +70,13 @@ class Host(Calls):
             eager=not compat.sdpa_computes(self.decoder),
         )
         self.checked = Checked()
-        self.proven_only = (
-            True  # no branch on a type that nobody declared and whose tiny model was not shown to carry one
-        )
         self._undo = ExitStack()
 
-    def check_forks(self, first: int) -> None:
-        """Raises UnsupportedModelError where no copy of the model that differs from layer `first` on can ride along."""
+    def check_forks(self, first: int, unproven: bool = False) -> None:
+        """Raises UnsupportedModelError where no copy of the model that differs from layer `first` on can ride along.
+
+        unproven: also beside a type that nobody declared and whose tiny model was not shown to carry one.
+        """
         if "chunked_attention" in (getattr(self.text_config, "layer_types", None) or ()):
             raise UnsupportedModelError(
                 f"'{self.model.config.model_type}' attends in chunks, which a copy of it beside would see otherwise: use a method,"  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ class Host(Calls):
                 f" {max(states)} only"
             )
         kind = str(self.model.config.model_type)  # type: ignore[union-attr]
-        reason = doubt(kind, "decore") if self.family.inferred and self.proven_only else None
+        reason = doubt(kind, "decore") if self.family.inferred and not unproven else None
         if reason is not None:
             raise UnsupportedModelError(
                 f"a copy beside a model of type '{kind}' has not been proven ({reason}): use a method, or a decoder that looks"

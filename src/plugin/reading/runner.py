@@ -29,7 +29,7 @@ class Runner:
     """Runs passes of a host's model with the edits of `methods` and the contrast of `decoder`.
 
     reading: the prompt batch under way. scoring: given answers are scored, which is told to the decoder. tracer: records
-    `generate`.
+    `generate`. unproven: copies ride along also on types of models that were not shown to carry one.
     """
 
     def __init__(
@@ -39,11 +39,12 @@ class Runner:
         decoder: Decoder | None,
         query: QueryFinder | None,
         tracer: Tracer | None = None,
+        unproven: bool = False,
     ):
         self.methods, self.decoder, self.tracer = methods, decoder, tracer
         self.reading: Reading | None = None
         self.scoring = False
-        self._host, self._query = host, query
+        self._host, self._query, self._unproven = host, query, unproven
         self._redrawn: tuple[Tensor | None, Any] | None = None  # the prompt of `generate`, its redrawn pictures encoded
         self._call: Mapping[str, Any] = {}  # the arguments of the `generate` under way
         self._called = False
@@ -217,7 +218,7 @@ class Runner:
             return Reading(self._host, prompt, conversation)
         if contrast.branch is None:
             return Contrasted(self._host, prompt, conversation, contrast)
-        self._host.check_forks(contrast.branch.first if contrast.branch.carries else 0)
+        self._host.check_forks(contrast.branch.first if contrast.branch.carries else 0, self._unproven)
         thin.install(self._host)
         fork = Fork(contrast.branch, layout, prompt.edits, self._host.across, self._host.latent)
         if contrast.branch.carries:

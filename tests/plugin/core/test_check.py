@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any
 
@@ -10,6 +11,7 @@ import sightline
 import torch
 from sightline import UnsupportedModelError
 from sightline.plugin.core import check
+from sightline.plugin.core import host as hosts
 from torch import nn
 
 from tests.helpers import tiny
@@ -89,6 +91,24 @@ def test_it_can_be_left_out() -> None:
     counted = Calls([layer.mlp for layer in tiny.decoder(model).layers])
     with sightline.attach(model, NOTHING, check=False):
         assert counted.counts() == {0}
+
+
+def test_leaving_it_out_is_a_matter_of_one_attachment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy beside a type that nobody has proven: who leaves the check out gets it, who does not, inside, is refused."""
+    case = tiny.fresh("llama")
+    decore = {"decoder": {"decore": {"head_list": [[1, 0]]}}}
+    monkeypatch.setattr(hosts, "doubt", lambda kind, check: "never tried")
+
+    def generate() -> None:
+        case.model.generate(**case.inputs(1), max_new_tokens=2)
+
+    with sightline.attach(case.model, decore, check=False):
+        host = case.model.__dict__[hosts.HOST]
+        host.family = dataclasses.replace(host.family, inferred=True)
+        generate()
+        with sightline.attach(case.model, decore), pytest.raises(UnsupportedModelError, match="never tried"):
+            generate()
+        generate()
 
 
 def test_an_attention_that_another_library_has_replaced() -> None:
