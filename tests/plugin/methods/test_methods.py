@@ -395,7 +395,12 @@ def test_an_emphasis_function_that_does_not_fit() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[SightlineError], tuple[str, ...]]] = {
-    "a target of 0": ({"spotlight": {"target": 0.0}}, {}, ConfigError, ("spotlight.target", "greater than", "(got 0.0)")),
+    "a target of 0": (
+        {"spotlight": {"target": 0.0}},
+        {},
+        ConfigError,
+        ("spotlight.target", "greater than", "(got 0.0)"),
+    ),
     "a target of 1": ({"spotlight": {"target": 1.0}}, {}, ConfigError, ("spotlight.target", "less than", "(got 1.0)")),
     "spotlight without a processor": ({"spotlight": {}}, {}, ConfigError, ("spotlight", "processor=", "emphasis=")),
     "pasta without a processor": ({"pasta": {"head_list": SOME}}, {}, ConfigError, ("pasta", "processor=")),
