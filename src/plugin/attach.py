@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..common.errors import ConfigError
 from .branches.decoder import DECODERS, Decoder
-from .calibration.files import Calibration, find_shipped
+from .calibration.files import Calibration, find_shipped, model_name
+from .calibration.folded import check_not_folded
 from .calibration.sections import Grounding
 from .config import Config
 from .core.host import Host, between_calls
@@ -174,6 +175,7 @@ def attach(
     Raises ConfigError, CalibrationError or UnsupportedModelError; the model is then as it was.
     """
     parsed = Config.load(config)
+    check_not_folded(model_name(inner_model(model)), [name for name, _ in parsed.methods])
     with between_calls(model) as host:
         if check:
             host.check()

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..common.errors import ConfigError, SightlineError, UnsupportedModelError
 from ..common.files import provenance, write_json
+from ..plugin.calibration.folded import MARKER
 from ..plugin.core.families import find_family
-from .plan import MARKER, Plan
+from .plan import Plan
 
 SCHEMA = 1
 PROJECTION = "o_proj"

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..common.errors import ConfigError, SightlineError, UnsupportedModelError
 from ..plugin.branches.decoder import DECODERS
 from ..plugin.calibration.files import Calibration, calibration_hash, find_shipped
+from ..plugin.calibration.folded import MARKER, is_folded
 from ..plugin.config import Config
 from ..plugin.core.families import declared_family
 from ..plugin.core.families.base import families
@@ -25,7 +26,6 @@ from ..plugin.core.method import FixedGains, ModelFacts
 from ..plugin.core.registry import METHODS
 
 Heads = tuple[tuple[int, int, float], ...]  # (layer, query head, number); all other heads are left alone
-MARKER = "sightline.json"  # lies beside weights that something was folded into
 
 
 class Copy(BaseModel):
@@ -164,7 +164,7 @@ def facts_of(
 
 def check_unfolded(model: str) -> None:
     """Raises ConfigError for a folder that `sightline export` wrote: what is folded in would act twice."""
-    if (Path(model) / MARKER).is_file():
+    if is_folded(model):
         raise ConfigError(
             f"'{model}' already has a configuration folded into its weights (see {MARKER} there): serve it as it is, or"
             " name the model that it was made from"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import sightline
 import torch
+from sightline.plugin.calibration.folded import MARKER
 from sightline.serving.fold import SEEING_NOTE, export
-from sightline.serving.plan import MARKER, resolve
+from sightline.serving.plan import resolve
 from torch import nn
 
 from tests.helpers import tiny
@@ -46,6 +47,22 @@ def test_a_folded_model_is_the_attached_one(name: str, tmp_path: Path) -> None:
     seen = inputs["attention_mask"].bool()
     torch.testing.assert_close(found[seen], expected[seen], rtol=1e-4, atol=1e-4)
     assert (plain - expected)[seen].abs().max() > 0.1
+
+
+def test_what_is_folded_in_is_not_attached_again(tmp_path: Path) -> None:
+    """It would act twice; what the weights do not hold is attached as ever."""
+    case = tiny.fresh("llama")
+    folded(case, CONFIG, tmp_path / "out")
+    again = type(case.model).from_pretrained(tmp_path / "out").eval()
+    for method in ("head_gain", "faith"):
+        twice = {"methods": [one for one in CONFIG["methods"] if method in one]}
+        with pytest.raises(sightline.ConfigError, match=f"'{method}' is folded into the weights.*leave it out"):
+            sightline.attach(again, twice)
+    with sightline.attach(again, {"methods": [{"pasta": {"head_list": [[0, 1]]}}]}, emphasis=lambda ids: ids > 0):
+        again(**case.inputs(1))
+    (tmp_path / "out" / MARKER).write_text("{}")
+    with pytest.raises(sightline.ConfigError, match="not readable"):
+        sightline.attach(again, CONFIG)
 
 
 def test_the_record_says_what_was_folded(tmp_path: Path) -> None:

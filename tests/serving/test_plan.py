@@ -8,8 +8,9 @@ import pytest
 import sightline
 import torch
 from sightline.plugin.branches.decoder import DECODERS
+from sightline.plugin.calibration.folded import MARKER
 from sightline.plugin.core.registry import METHODS
-from sightline.serving.plan import MARKER, Plan, resolve
+from sightline.serving.plan import Plan, resolve
 from transformers import LlamaConfig, LlavaConfig
 
 TEXT = LlamaConfig(num_hidden_layers=4, num_attention_heads=8, hidden_size=64, num_key_value_heads=4, vocab_size=256)
