@@ -284,6 +284,22 @@ def test_sections_that_are_not_measured_stay(embedded: tuple[Any, Any], tmp_path
     assert file.sink.source.versions
 
 
+def test_two_runs_on_one_file(embedded: tuple[Any, Any], tmp_path: Path) -> None:
+    """The second is refused before it measures, and the file has what the first one wrote."""
+    out, tried = tmp_path / "c.yaml", []
+
+    def second(line: str) -> None:
+        if not tried:
+            with pytest.raises(SightlineError, match=r"c\.yaml is in use by another process") as caught:
+                calibrate(*embedded, profiles=["replies"], samples=2, out=out)
+            tried.append(caught.value)
+
+    calibrate(*embedded, profiles=["replies"], samples=2, out=out, advance=lambda name, done, total: second(name))
+    assert tried
+    assert Calibration.load(out).replies is not None
+    assert [path.name for path in tmp_path.iterdir() if path.name != "own"] == ["c.yaml"]
+
+
 def test_a_file_for_another_model_is_refused_and_kept(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = embedded
     out = tmp_path / "m.yaml"
