@@ -49,6 +49,9 @@ class SGRSSettings(Settings):
     span: Literal["behind_image", "generated"] = Field(
         "behind_image", description="keys that count: all behind the image (published), or the answer's alone"
     )
+    form: Literal["published", "by_doubt"] = Field(
+        "published", description="the score; by_doubt: divided by 1 - p(c), what the model leaves to other tokens"
+    )
 
 
 @register_decoder("sgrs")
@@ -139,6 +142,8 @@ class SGRSContrast(Contrast):
             logs = logits[:, row].log_softmax(-1)
         best, candidates = logs.detach().topk(decoder.candidates)
         scores = self._scores(logs, candidates, logits.shape[1] - row, position)
+        if decoder.settings.form == "by_doubt":
+            scores = scores / -best.expm1().clamp(max=-FLOOR)
         accepted = ~(scores < self._threshold(scores)[:, None])
         self.memory = {**memory, "candidates": candidates, "scores": scores, "accepted": memory["accepted"].to(scores)}
         law = drawing_law(best, accepted, scores.nan_to_num().argmax(-1, keepdim=True), decoder.rounds)

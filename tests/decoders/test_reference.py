@@ -26,7 +26,7 @@ NEW = 8
 TEXT = ["llama", "qwen2", "gemma3_text", "mistral_sliding"]
 VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3"]
 VISION += ["instructblip", "blip_2", "mllama"]
-SHORTER = ["icd", "cad", "pai_guidance", "cgvlm"]  # their branch's prompt has another length
+SHORTER = ["icd", "cad", "pai_guidance", "m3id", "cgvlm"]  # their branch's prompt has another length
 REFUSED = [
     ("qwen3_vl", "avisc"),
     *(("mllama", name) for name in ("avisc", "cgvlm")),

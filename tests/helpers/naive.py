@@ -10,7 +10,8 @@ token is chosen by after `tokens[:t]`. It is causal, so one call gives every ste
 call it once per step all the same, and use its last row only.
 
 Formulas: DeCoRe arXiv 2410.18860, HICD 2503.12908, AvisC 2405.17820, VCD 2311.16922, ICD 2403.18715, PAI 2407.21771,
-CAD 2305.14739, DoLa 2309.03883, JuICE 2503.10996, SGRS 2601.20279, CG-VLM 2512.05546.
+CAD 2305.14739, M3ID 2403.14003, DoLa 2309.03883, DeCo 2410.11779, JuICE 2503.10996, SGRS 2601.20279,
+CG-VLM 2512.05546.
 """
 
 from __future__ import annotations
@@ -466,6 +467,25 @@ class PAIGuidance(Reference):
 
 
 @dataclass(frozen=True)
+class M3ID(Reference):
+    """log p + (1 - g) / g (log p - log p'), g = exp(-lambda t), p' without the image."""
+
+    lam: float = 0.02
+    first: int = 1
+    beta: float = 0.1
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        text = keep(prompt, ~naive.image(prompt), pictures=False)
+        p = self.answer(naive, prompt, tokens, self.edits).log_softmax(-1)
+        q = self.answer(naive, text, tokens).log_softmax(-1)
+        scores = p.clone()
+        for step in range(len(p)):
+            g = math.exp(-self.lam * (self.first + step))
+            scores[step] += (1 - g) / g * (p[step] - q[step])
+        return plausible(scores, p, self.beta)
+
+
+@dataclass(frozen=True)
 class DoLa(Reference):
     """log p - log p_early, the early layer by the largest divergence; both raw, cut off below beta."""
 
@@ -480,6 +500,37 @@ class DoLa(Reference):
         early = torch.stack([naive.readout(run.entering[i][first:], self.norm).log_softmax(-1) for i in self.layers])
         best = self.distance(p.exp(), early.exp()).argmax(0)
         return plausible(p - early[best, range(len(p))], p, self.beta)
+
+
+@dataclass(frozen=True)
+class DeCo(Reference):
+    """z + a p_m z_m for the candidates of the last layer; m is the layer that gives one of them the most."""
+
+    layers: Sequence[int] = ()
+    alpha: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 20
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        run, first = naive.run(prompt, tokens, self.edits), prompt["input_ids"].shape[1] - 1
+        told = []
+        for row in range(first, len(run.logits)):
+            z = run.logits[row]
+            p = z.softmax(-1)
+            candidates, mass = [], 0.0
+            for token in p.argsort(descending=True)[: self.top_k].tolist():
+                if mass >= self.top_p:
+                    break
+                candidates.append(token)
+                mass += p[token].item()
+            early = [naive.readout(run.entering[layer][row], True) for layer in self.layers]
+            sure = [float(one.softmax(-1)[candidates].max()) for one in early]
+            best = sure.index(max(sure))
+            scores = torch.full_like(z, -math.inf)
+            for token in candidates:
+                scores[token] = z[token] + self.alpha * sure[best] * early[best][token]
+            told.append(scores)
+        return torch.stack(told)
 
 
 @dataclass(frozen=True)
@@ -516,6 +567,7 @@ class SGRS(Reference):
     window: int = 5
     layers: Sequence[int] = ()
     generated: bool = False
+    by_doubt: bool = False
 
     def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
         remembered: list[float] = []
@@ -547,7 +599,8 @@ class SGRS(Reference):
             slopes = torch.autograd.grad(-p[token].log(), weights, retain_graph=True)
             rows = [(a * g)[0].abs().mean(0)[-1] for a, g in zip(weights, slopes, strict=True)]
             marks = [(row / row.square().sum().sqrt())[first:] for row in rows]
-            saliency[token] = torch.stack(marks).mean().item() if n + len(tokens) > first else None
+            doubt = 1 - p[token].item() if self.by_doubt else 1.0
+            saliency[token] = torch.stack(marks).mean().item() / doubt if n + len(tokens) > first else None
         return {token: p[token].item() for token in best}, saliency
 
     def law(self, chances: dict[int, float], found: dict[int, Any], threshold: float) -> dict[int, float]:
@@ -790,6 +843,7 @@ SETUPS: dict[str, Setup] = {
     "hicd": Setup("hicd", {"heads": 6}, HICD(heads=INDUCING)),
     "juice": Setup("juice", {"heads": 2}, _conflict(2)),
     "dola": Setup("dola", {"layers": [0, 1, 2, 3]}, DoLa(layers=[0, 1, 2, 3])),
+    "deco": Setup("deco", {"layers": [1, 2, 3], "top_p": 0.99}, DeCo(layers=[1, 2, 3], top_p=0.99)),
     "cad": Setup(
         "cad", {}, OtherPrompt(other=_without_context, alpha=0.5, beta=0.0), alone=True, options={"context": context}
     ),
@@ -801,6 +855,7 @@ SETUPS: dict[str, Setup] = {
         options={"query": question},
     ),
     "pai_guidance": Setup("pai_guidance", {}, PAIGuidance(), image=True, alone=True),
+    "m3id": Setup("m3id", {}, M3ID(), image=True, alone=True),
     "vcd": Setup("vcd", {}, OtherPrompt(other=lambda prompt: _noised(prompt, 500, 0)), image=True, alone=True),
     "avisc": Setup("avisc", {}, AvisC(), image=True, alone=True),
     "sgrs": Setup("sgrs", {"layers": [1, 2]}, SGRS(layers=[1, 2])),
@@ -853,6 +908,7 @@ VARIANTS: dict[str, Setup] = {
         {"layers": [0, 1, 2, 3], "form": "paper"},
         DoLa(layers=[0, 1, 2, 3], distance=js_divergence),
     ),
+    "deco default layers": Setup("deco", {"alpha": 1.5, "top_k": 7}, DeCo(layers=[2, 3], alpha=1.5, top_k=7)),
     "dola low": Setup("dola", {}, DoLa(layers=[0])),
     "dola high": Setup("dola", {"layers": "high", "beta": 0.0}, DoLa(layers=[2], beta=0.0)),
     "dola norm": Setup(
@@ -873,6 +929,9 @@ VARIANTS: dict[str, Setup] = {
     ),
     "pai_guidance strong": Setup(
         "pai_guidance", {"gamma": 2.0, "beta": 0.3}, PAIGuidance(gamma=2.0, beta=0.3), image=True, alone=True
+    ),
+    "m3id fast": Setup(
+        "m3id", {"lam": 0.3, "first": 0, "beta": 0.0}, M3ID(lam=0.3, first=0, beta=0.0), image=True, alone=True
     ),
     "vcd late": Setup(
         "vcd",
@@ -915,6 +974,7 @@ VARIANTS: dict[str, Setup] = {
         {"layers": [3], "rounds": None, "alpha": 1.1},
         SGRS(layers=[3], rounds=None, alpha=1.1),
     ),
+    "sgrs by doubt": Setup("sgrs", {"layers": [1, 2], "form": "by_doubt"}, SGRS(layers=[1, 2], by_doubt=True)),
     "sgrs generated": Setup("sgrs", {"layers": [2], "span": "generated"}, SGRS(layers=[2], generated=True)),
 }
 

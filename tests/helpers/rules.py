@@ -336,6 +336,21 @@ def paint(alpha: float, beta: float, ratio: float, layers: list[int]) -> Rule:
     return each_row(change)
 
 
+def vaf(enhance: float, suppress: float, layers: list[int]) -> Rule:
+    """Behind the last image token: s_j := e s_j on the image, s_j := u s_j in front of it."""
+
+    def change(layer: int, h: int, i: int, logits: Array, row: Row) -> Array:
+        image = np.flatnonzero(row.image)
+        if layer in layers and i > image[-1]:
+            for j in range(image[0]):
+                logits[j] *= suppress
+            for j in image:
+                logits[j] *= enhance
+        return softmax(logits)
+
+    return each_row(change)
+
+
 TEXTS = [
     "Name a city. <emphasis>Answer in one word.</emphasis> It is late.",
     "Is it late? <emphasis>Say no.</emphasis> Then name <emphasis>one city</emphasis>.",

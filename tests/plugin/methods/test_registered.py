@@ -23,6 +23,7 @@ from tests.helpers.rules import (
     pasta,
     scaled,
     spotlight,
+    vaf,
     zerotuning,
 )
 
@@ -53,6 +54,7 @@ REFERENCES: dict[str, Callable[[], object]] = {
     "pai": lambda: _compare(
         _case("gqa"), [{"pai": {"alpha": 0.5}}], [lambda: ref.Boost(lambda p: 0.5 * p.image, list(range(2, 6)))]
     ),
+    "vaf": lambda: compare(FAMILY, {"vaf": {"enhance": 1.6, "suppress": 0.5, "layers": [1, 2]}}, vaf(1.6, 0.5, [1, 2])),
     "paint": lambda: compare("deep", {"paint": {}}, paint(0.7, 0.3, 0.25, [2, 3])),
     "zerotuning": lambda: compare(
         FAMILY, {"zerotuning": {"gain": 4.0}}, zerotuning(np.full((tiny.LAYERS, tiny.HEADS), 4.0))
