@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,39 +107,85 @@ def tradeoff(
 ) -> Chart:
     """Recall against CHAIR_I: the line of plain captions cut shorter, dashed where they go on, and each run with its bars.
 
-    A run is its name, its scores and intervals, and how it counts against the line: good, bad or open.
+    It shows where the runs lie; a line or bar that leaves that part ends at its edge. A run is its name, its scores and
+    intervals, and how it counts against the line: good, bad or open.
     """
     chart, left, floor = Chart(title, 560, 330), 46.0, 280.0
-    points = [(one["recall"], one["i"]) for one in curve]
-    reach = [[*(at for at, _ in points)], [*(rate for _, rate in points)]]
-    for _, _, between, _ in runs:
-        reach = [[*old, *between[key]] for old, key in zip(reach, ("recall", "i"), strict=True)]
-    (low, high), (bottom, top) = ((min(some), max(max(some), min(some) + 0.01)) for some in reach)
+    low, high = _around([scores["recall"] for _, scores, _, _ in runs])
+    segments = list(_between(curve, low, high))
+    rates = [scores["i"] for _, scores, _, _ in runs]
+    bottom, top = _around(rates)
+    bottom, top = min([bottom, *(one[1] for one in segments)]), max([top, *(one[3] for one in segments)])
 
     def x(recall: float) -> float:
-        return left + 8 + (recall - low) / (high - low) * (chart.width - left - 120)
+        return left + 8 + (min(max(recall, low), high) - low) / (high - low) * (chart.width - left - 24)
 
     def y(rate: float) -> float:
-        return floor - 8 - (rate - bottom) / (top - bottom) * (floor - 24)
+        return floor - 8 - (min(max(rate, bottom), top) - bottom) / (top - bottom) * (floor - 24)
 
     chart.line("zero", left, floor, chart.width - 8, floor)
     for step in range(5):
         recall, rate = low + step / 4 * (high - low), bottom + step / 4 * (top - bottom)
         chart.line("grid", left, y(rate), chart.width - 8, y(rate))
         chart.write("tick", left - 6, y(rate) + 4, f"{100 * rate:.0f} %", "end")
-        chart.write("tick", x(recall), floor + 16, f"{100 * recall:.0f} %", "middle")
+        chart.write("tick", x(recall), floor + 16, f"{100 * recall:.0f} %", "middle" if step < 4 else "end")
     chart.write("tick", chart.width - 8, floor + 34, "recall: further right is better; CHAIR_I: lower is better", "end")
-    for (before, after), one in zip(itertools.pairwise(points), curve[1:], strict=False):
-        chart.line(f"curve{' beyond' if one['beyond'] else ''}", x(before[0]), y(before[1]), x(after[0]), y(after[1]))
-    for name, scores, between, kind in runs:
-        middle = x(scores["recall"]), y(scores["i"])
-        chart.line(f"reach {kind}", x(between["recall"][0]), middle[1], x(between["recall"][1]), middle[1])
-        chart.line(f"reach {kind}", middle[0], y(between["i"][0]), middle[0], y(between["i"][1]))
+    for start, first, end, last, beyond in segments:
+        chart.line(f"curve{' beyond' if beyond else ''}", x(start), y(first), x(end), y(last))
+    for _, scores, between, kind in runs:
+        at = x(scores["recall"]), y(scores["i"])
+        chart.line(f"reach {kind}", x(between["recall"][0]), at[1], x(between["recall"][1]), at[1])
+        chart.line(f"reach {kind}", at[0], y(between["i"][0]), at[0], y(between["i"][1]))
+    taken = [(x(scores["recall"]) - 6, y(scores["i"]) - 6, 12.0, 12.0) for _, scores, _, _ in runs]
+    for name, scores, _, kind in runs:
+        at = x(scores["recall"]), y(scores["i"])
         tip = f"{name}: recall {100 * scores['recall']:.1f} %, CHAIR_I {100 * scores['i']:.1f} %"
-        where = _rounded(cx=middle[0], cy=middle[1])
-        chart.shapes.append(Shape("circle", {"class": f"value {kind}", **where, "r": 4.5}, tip=tip))
-        chart.write("name", middle[0] + 7, middle[1] - 6, name if len(name) <= LETTERS else name[: LETTERS - 1] + "…")
+        chart.shapes.append(
+            Shape("circle", {"class": f"value {kind}", **_rounded(cx=at[0], cy=at[1]), "r": 4.5}, tip=tip)
+        )
+        text = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
+        where = _free(at, 7.2 * len(text), taken, chart.width, floor)
+        taken.append(where)
+        chart.write(f"name {kind}", where[0], where[1] + 12, text)
     return chart
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """An axis from below the least to above the largest of these rates, at least ten points long."""
+    pad = max(0.05, 0.35 * (max(values) - min(values)))
+    return max(0.0, min(values) - pad), min(1.0, max(values) + pad)
+
+
+def _between(
+    curve: Sequence[dict[str, Any]], low: float, high: float
+) -> Iterator[tuple[float, float, float, float, bool]]:
+    """The line's pieces between two recalls: recall and CHAIR_I of their ends, and whether they are past the captions' end."""
+    for before, after in itertools.pairwise(curve):
+        (a, first), (b, last) = ((one["recall"], one["i"]) for one in (before, after))
+        start, end = max(a, low), min(b, high)
+        if start <= end:
+            slope = (last - first) / (b - a) if b > a else 0.0
+            ends = (first + slope * (start - a), last - slope * (b - end))
+            yield start, ends[0], end, ends[1], bool(after["beyond"])
+
+
+Box = tuple[float, float, float, float]
+
+
+def _free(at: tuple[float, float], width: float, taken: Sequence[Box], right: float, floor: float) -> Box:
+    """Where a point's name covers nothing: near the point, or as near as there is room (left, top, width, height)."""
+    boxes = [
+        (at[0] + side, at[1] - 7 + down, width, 15.0)
+        for down in sorted((16.0 * step for step in range(-12, 13)), key=abs)
+        for side in (8.0, -8 - width)
+    ]
+    inside = [one for one in boxes if one[0] >= 0 and one[0] + width <= right and 0 <= one[1] <= floor - 16]
+    free = [one for one in inside if not any(_overlap(one, other) for other in taken)]
+    return next(iter(free or inside or boxes))
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(one[k] < other[k] + other[k + 2] and other[k] < one[k] + one[k + 2] for k in (0, 1))
 
 
 def heat(title: str, grid: Sequence[Sequence[float]]) -> Chart:

@@ -25,6 +25,7 @@ from ..public.chair import LAST_POSITION
 from ..runner import tables
 from .cards import picture_file, question, view
 from .charts import Chart, forest, heat, positions, tradeoff
+from .findings import by_split, findings, headline
 from .folders import Folder, Section, read, sections
 from .pictures import Mode, show
 
@@ -35,7 +36,7 @@ LIMIT = 24
 CHARTS = 6
 _LEGEND = (
     "Rates in percent with 95 % bootstrap intervals over images (questions, where there are none). Differences are paired, "
-    "in points; on the page they are coloured where the interval leaves zero out. "
+    "in points; on the page they are coloured where the interval leaves zero out. n: the replies that a row is about. "
     + f"{tables.TIME.format('the first run')} {tables.EQUAL}"
 )
 
@@ -84,7 +85,9 @@ class Report:
         """Every table, and where it comes from."""
         parts = [f"# Results\n\n{tables.code(self.made['command'])}\n"] + [f"{_LEGEND}\n"] * bool(self.sections)
         parts += [
-            f"## {_title(one)}\n\n{tables.one_line(_about(one))}\n\n{tables.body(one.result, one.kind)}"
+            f"## {_title(one)}\n\n{tables.one_line(_about(one))}\n\n"
+            + "".join(f"- {tables.one_line(found.text)}\n" for found in findings(one))
+            + f"\n{tables.body(one.result, one.kind)}"
             for one in self.sections
         ]
         for folder in self.folders:
@@ -176,7 +179,12 @@ def write(
 
 
 def _title(section: Section) -> str:
-    return f"{section.benchmark}, {section.n} samples"
+    """The benchmark and its n: the replies that a row of its table is about."""
+    scores = section.runs[0][section.benchmark]
+    parts = [one["n"] for split, one in scores.items() if isinstance(one, Mapping) and split != "mean" and "n" in one]
+    if not parts:
+        return f"{section.benchmark}, n = {scores.get('n', section.n)}"
+    return f"{section.benchmark}, n = {'–'.join(map(str, sorted({min(parts), max(parts)})))} a split"
 
 
 def _about(section: Section) -> str:
@@ -189,14 +197,21 @@ def _section(section: Section) -> dict[str, Any]:
     result, kind = section.result, section.kind
     changes = tables.differences(result, kind)
     against = dict.fromkeys(str(one["against"]) for one in section.runs if one["against"] is not None)
+    main = headline(section)
+    forests = list(_forests(section))
+    first = [chart for key, chart in forests if key == main]
+    plots = [chart for chart in (_tradeoff(section), *first) if chart is not None]
     return {
+        "name": section.benchmark,
         "title": _title(section),
         "about": _about(section),
+        "found": findings(section),
         "scores": tables.scores(result, kind),
         "changes": changes,
         "against": ", ".join(against),
-        "forests": list(_forests(section)) if changes.rows else [],
-        "plots": [chart for chart in (_tradeoff(section), _places(section)) if chart is not None],
+        "first_plots": plots,
+        "plots": [chart for key, chart in forests if key != main]
+        + [one for one in [_places(section)] if one is not None],
         "notes": section.notes,
         "heads": [
             heat(f"{entry['name']}: heads that {method} chose", grid)
@@ -207,23 +222,20 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _forests(section: Section) -> Iterator[Chart]:
-    """The scores that have a direction; of a benchmark in splits, the first of them in each split."""
-    kind, runs = section.kind, [entry for entry in section.runs if entry["against"] is not None]
-    changes = [(entry["name"], entry["differences"][kind.name]) for entry in runs]
-    directed = [key for key in kind.columns if key not in kind.neutral]
-    split_up = not any("value" in one for one in changes[0][1].values())
-    wanted: list[tuple[str | None, str]] = [(None, key) for key in directed if key in changes[0][1]]
-    if split_up:
-        firsts = ((s, next((key for key in directed if key in one), None)) for s, one in changes[0][1].items())
-        wanted = [(split, key) for split, key in firsts if key is not None]
-    for split, key in wanted[:CHARTS]:
-        found = [(name, (one[split] if split else one)[key]) for name, one in changes]
-        rows = [(name, one["value"], tuple(one["interval"]), tables.kind(one, key, kind)) for name, one in found]
-        better = "lower" if key in kind.lower else "higher"
-        where = f", {split}" if split else ""
-        title = f"{kind.columns[key]}{where} ({better} is better)"
-        yield forest(title, rows, scale=100 if key in kind.percent else 1)
+def _forests(section: Section) -> Iterator[tuple[str, Chart]]:
+    """The scores that have a direction, each with its chart; of a benchmark in splits, its headline in each split."""
+    kind, main, parts = section.kind, headline(section), by_split(section)
+    wanted = [("", key) for key in kind.columns if key not in kind.neutral]
+    if "" not in parts:
+        wanted = [(split, main) for split in parts if main is not None]
+    charts = 0
+    for split, key in wanted:
+        known = [(str(entry["name"]), changes[key]) for entry, changes in parts.get(split, ()) if key in changes]
+        rows = [(name, one["value"], tuple(one["interval"]), tables.kind(one, key, kind)) for name, one in known]
+        if rows and (charts := charts + 1) <= CHARTS:
+            where = f", {split}" if split else ""
+            title = f"{kind.columns[key]}{where} ({'lower' if key in kind.lower else 'higher'} is better)"
+            yield key, forest(title, rows, scale=100 if key in kind.percent else 1)
 
 
 def _tradeoff(section: Section) -> Chart | None:

@@ -178,6 +178,24 @@ def test_scores_differences_and_maps(tmp_path: Path) -> None:
     assert (entry["against"], entry["chair"]["n"]) == ("plain", 9)
 
 
+def test_the_head_says_what_was_found_and_colours_only_what_was(tmp_path: Path) -> None:
+    said = {"plain": ["A fork, a dog."] * 9, "<b>same": ["A fork, a dog."] * 9, "dogs": ["A dog."] * 9}
+    folder = evaluated(tmp_path / "a", said)
+    made, page = shown([folder], tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    head = html[html.index("<header>") : html.index("</header>")]
+    lowered = "dogs lowers CHAIR_I by 50.0 points at equal recall; the interval excludes 0."
+    alike = "&lt;b&gt;same could not be told from plain in CHAIR_I at equal recall; the interval includes 0."
+    assert f'<li class="good">{lowered}</li>' in head
+    assert f'<li class="open">{alike}</li>' in head
+    assert lowered in made.markdown()
+    assert "chair, n = 9" in page.text
+    _, page = shown([evaluated(tmp_path / "b", {**said, "dogs": said["plain"]})], tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "None of the 2 runs could be told from plain" in page.text
+    assert not re.search(r'class="[^"]*\b(good|bad)\b', html)
+
+
 def test_recall_against_chair_is_drawn_beside_the_cut_captions(tmp_path: Path) -> None:
     said = {"plain": ["A dog, a fork, a cat."] * 4, "short": ["A dog."] * 4, "bad": ["A fork, a dog."] * 4}
     made, page = shown([evaluated(tmp_path / "a", said)], tmp_path / "out")
@@ -252,6 +270,7 @@ def test_questions_show_what_is_wrong(tmp_path: Path) -> None:
     assert html.count('class="split"') == 6  # random, popular and their mean, in two tables
     assert "accuracy, random (higher is better)" in html
     assert "| mean | vhr |" in made.markdown()
+    assert "pope, n = 1–2 a split" in page.text
 
 
 def test_answers_from_elsewhere_stand_alone(tmp_path: Path) -> None:
@@ -470,13 +489,17 @@ def test_a_browser_draws_a_page_of_samples(tmp_path: Path) -> None:
     page = f"file://{tmp_path / 'out' / 'report.html'}"
     drawn = subprocess.run([BROWSER, *flags, "--dump-dom", page], capture_output=True, text=True, timeout=120).stdout
     cards = re.findall('<article class="card">.*?</article>', drawn, re.DOTALL)
-    assert len(cards) == 20
-    assert "1 to 20 of 25" in drawn
+    assert len(cards) == 12
+    assert "1 to 12 of 25" in drawn
+    for chip in ("all 25", "helped 24", "harmed 1", "unchanged 0"):
+        assert f">{chip}</span>" in drawn
     first = re.sub(r"\s+", " ", cards[0])
     assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt; &amp; '</span><b>dog</b>" in first
     assert "<mark>cat</mark>" in first
     assert 'src="data:image/' in first
+    assert "harmed: 0 → 1 marked" in first
     assert cards[1].count("<mark>") == 1
+    assert "helped: 1 → 0 marked" in cards[1]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 // It sets text only (`textContent`), never HTML, so that nothing in a reply can become code.
 (() => {
 "use strict";
-const PAGE = 20;
+const PAGE = 12;
 const read = id => JSON.parse(document.getElementById(id).textContent);
 const make = (tag, kind, text) => {
   const node = document.createElement(tag);
@@ -17,13 +17,16 @@ const count = number => number.toLocaleString("en");
 for (const root of document.querySelectorAll(".samples")) {
   const data = read(root.dataset.from);
   const at = name => root.querySelector(`[data-is="${name}"]`);
-  const [left, right, search, differ, wrong, told, cards, back, next] =
-    ["left", "right", "search", "differ", "wrong", "told", "cards", "back", "next"].map(at);
+  const [left, right, search, wrong, chips, told, cards, back, next] =
+    ["left", "right", "search", "wrong", "chips", "told", "cards", "back", "next"].map(at);
   const said = (sample, run) => typeof sample.said[run] === "number" ? sample.said[sample.said[run]] : sample.said[run];
   const plain = (sample, run) => said(sample, run).text.map(piece => piece[1]).join("");
   const words = data.samples.map(sample =>
     [sample.id, sample.ask, sample.truth, ...data.runs.map((_, run) => plain(sample, run))].join("\n").toLowerCase());
-  let from = 0, found = [];
+  const marks = (sample, run) => said(sample, run).text.filter(piece => piece[0] === 2).length;
+  const judged = data.samples.some(sample => data.runs.some((_, run) => said(sample, run).text.some(piece => piece[0])));
+  const CHANGES = ["helped", "harmed", "unchanged"];
+  let from = 0, found = [], change = "all";
 
   data.runs.forEach((name, run) => {
     left.append(new Option(name, run));
@@ -33,6 +36,11 @@ for (const root of document.querySelectorAll(".samples")) {
   right.value = data.runs.length > 1 ? data.runs.length - 1 : "all";
   const shown = () => right.value === "all" ? data.runs.map((_, run) => run)
     : [...new Set([Number(left.value), Number(right.value)])];
+  const compared = () => judged && shown().length === 2;
+  const changed = sample => {
+    const [before, after] = shown().map(run => marks(sample, run));
+    return CHANGES[after < before ? 0 : after > before ? 1 : 2];
+  };
 
   const reply = (sample, run) => {
     const box = make("div"), one = said(sample, run);
@@ -54,6 +62,10 @@ for (const root of document.querySelectorAll(".samples")) {
       image.src = source;
       picture.append(image);
     }
+    if (compared()) {
+      const kind = changed(sample), [before, after] = shown().map(run => marks(sample, run));
+      picture.append(make("span", `badge ${kind}`, `${kind}: ${before} → ${after} marked`));
+    }
     picture.append(make("p", "id", sample.id));
     if (sample.truth) picture.append(make("p", "truth", sample.truth));
     const right = make("div", "said"), columns = make("div", "columns");
@@ -64,6 +76,7 @@ for (const root of document.querySelectorAll(".samples")) {
     return box;
   };
   const draw = () => {
+    cards.classList.toggle("several", shown().length > 2);
     cards.replaceChildren(...found.slice(from, from + PAGE).map(number => card(data.samples[number])));
     const last = Math.min(from + PAGE, found.length);
     told.textContent = found.length ? `${count(from + 1)} to ${count(last)} of ${count(found.length)}`
@@ -76,9 +89,17 @@ for (const root of document.querySelectorAll(".samples")) {
     found = [...data.samples.keys()].filter(number => {
       const sample = data.samples[number];
       return (!wanted || words[number].includes(wanted))
-        && (!differ.checked || new Set(runs.map(run => plain(sample, run))).size > 1)
-        && (!wrong.checked || runs.some(run => said(sample, run).text.some(piece => piece[0] === 2)));
+        && (!wrong.checked || runs.some(run => marks(sample, run)));
     });
+    chips.hidden = !compared();
+    if (compared()) {
+      const each = {all: [...found], helped: [], harmed: [], unchanged: []};
+      for (const number of found) each[changed(data.samples[number])].push(number);
+      for (const input of chips.querySelectorAll("input")) {
+        input.nextSibling.textContent = `${input.value} ${count(each[input.value].length)}`;
+      }
+      found = each[change];
+    }
     from = 0;
     draw();
   };
@@ -89,7 +110,11 @@ for (const root of document.querySelectorAll(".samples")) {
   };
   back.addEventListener("click", () => turn(-PAGE));
   next.addEventListener("click", () => turn(PAGE));
-  for (const node of [left, right, differ, wrong]) node.addEventListener("change", filter);
+  chips.addEventListener("change", event => {
+    change = event.target.value;
+    filter();
+  });
+  for (const node of [left, right, wrong]) node.addEventListener("change", filter);
   search.addEventListener("input", filter);
   at("form").addEventListener("submit", event => event.preventDefault());
   filter();
