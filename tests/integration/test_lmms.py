@@ -232,7 +232,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(embedded: Any, smollm2: Any, t
     with pytest.raises(ConfigError, match="batch_size"):
         SightlineChat(net, processor=processor, batch_size="auto")
     (tmp_path / "pope.jsonl").write_text('{"question": "Is it?", "image": "lost.png"}\n')
-    with pytest.raises(DataError, match=r"pope.jsonl, row 0: no picture .*lost.png"):
+    with pytest.raises(DataError, match=r"pope.jsonl, line 1: no picture .*lost.png"):
         engines.run("lmms-eval", net, processor, {}, tmp_path, tasks=["pope"], data=tmp_path)
     (tmp_path / "pope.jsonl").write_text('{"question": "Is it?"}\n{"question": "Is')
     with pytest.raises(DataError, match="line 2: not JSON"):
