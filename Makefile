@@ -1,7 +1,8 @@
 # make demo: the embedded model with and without the plugin.  make test: a covering part of the tests, in minutes.
 # make test-all: every combination.  make test-versions: a short suite on the oldest and the newest transformers.
 # make test-serving: models served by vLLM, in an environment of their own.
-# make check: lint, imports, types, generated pages.
+# make check: lint, imports, types, generated pages.  make docs: those pages.  make docs-site: the site, with no dead link.
+# make release: sdist and wheel, looked at, and tried in a fresh environment.
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -9,8 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OLDEST := $(VENV)/oldest
 SERVING := .venv-serving
+DOCS := .venv-docs
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff LICENSE docs eval calibration $(wildcard src/testbed/*/README.md)
 
-.PHONY: demo test test-all test-versions test-serving check docs install clean
+.PHONY: demo test test-all test-versions test-serving check docs docs-site release install clean
 
 demo: install
 	$(BIN)/sightline demo
@@ -39,10 +42,25 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	cd $(VENV)/types && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p sightline
-	$(BIN)/python -m sightline.cli.docs --check
+	$(BIN)/python -m studies.pages --check
 
 docs: install
-	$(BIN)/python -m sightline.cli.docs
+	$(BIN)/python -m studies.pages
+
+# The pages in their own places, side by side, so that their links hold; nothing is loaded from outside.
+docs-site: $(DOCS)/installed
+	rm -rf build/pages build/site
+	for page in $(PAGES); do mkdir -p build/pages/$$(dirname $$page) && ln -s $(CURDIR)/$$page build/pages/$$page || exit 1; done
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --config-file docs/mkdocs.yml
+	! grep -rlE '(src|href)="https?://[^"]*\.(js|css|woff2?)"' build/site --include='*.html'
+
+$(DOCS)/installed: constraints-docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-docs.txt
+	touch $@
+
+release: install
+	$(BIN)/python -m studies.release
 
 install: $(STAMP)
 
@@ -63,4 +81,4 @@ $(SERVING)/installed: pyproject.toml constraints-serving.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-eval $(SERVING) demo-out eval-out build dist
+	rm -rf $(VENV) .venv-eval $(SERVING) $(DOCS) demo-out eval-out build dist

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SightlineError,
         UnsupportedModelError,
     )
+    from .models.loading import load_model
     from .plugin.attach import Plug, attach, unwrap, wrap
     from .plugin.branches.branch import Branch
     from .plugin.branches.decoder import Contrast, Decoder, register_decoder
@@ -90,6 +91,7 @@ __all__ = [
     "carve",
     "carve_all",
     "carved_inputs",
+    "load_model",
     "methods",
     "register",
     "register_decoder",
@@ -122,6 +124,7 @@ _HOMES = {
         ),
         "common.errors",
     ),
+    **dict.fromkeys(("load_model",), "models.loading"),
     **dict.fromkeys(("Calibration",), "plugin.calibration.files"),
     **dict.fromkeys(
         (

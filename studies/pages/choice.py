@@ -1,0 +1,144 @@
+"""Which method for which situation: a table whose numbers are those of the files of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sightline.benchmarks.runner.tables import relative
+
+RESULTS = Path(__file__).parents[2] / "eval/results"
+EMBEDDED, SMOLLM2 = "embedded", "SmolLM2"
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A situation, what to take, and the run (file, name) that says what it does and how long it takes.
+
+    effect: the measured cell of that run. time: its time against plain's.
+    """
+
+    situation: str
+    take: str
+    model: str
+    run: tuple[str, str]
+    effect: Callable[[Entry], str]
+    time: Callable[[Entry], str]
+
+
+def read(file: str) -> dict[str, Any]:
+    """A file of results."""
+    return dict(json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8")))
+
+
+def run_of(file: str, name: str) -> Entry:
+    """One run of a file. Raises ValueError where there is none of that name."""
+    runs = {entry["name"]: entry for entry in read(file)["runs"]}
+    if name not in runs:
+        raise ValueError(
+            f"eval/results/{file}.json has no run {name!r} (it has {', '.join(runs)}): see studies/pages/choice.py"
+        )
+    return dict(runs[name])
+
+
+def points(change: Mapping[str, Any]) -> str:
+    """A difference in points, with its interval."""
+    low, high = change["interval"]
+    return f"{100 * change['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _captions(entry: Entry) -> str:
+    """CHAIR_I and recall, and CHAIR_I at equal recall where that was measured."""
+    changes = entry["differences"]["chair"]
+    said = f"CHAIR_I {points(changes['i'])}, recall {points(changes['recall'])}"
+    return f"{said}; CHAIR_I at equal recall {points(changes['equal'])}" if changes.get("equal") else said
+
+
+def _questions(entry: Entry) -> str:
+    return f"accuracy, adversarial: {points(entry['differences']['pope']['adversarial']['accuracy'])}"
+
+
+def _language(group: str, *scores: str) -> Callable[[Entry], str]:
+    def said(entry: Entry) -> str:
+        changes = entry["differences"][group]["all"]
+        return ", ".join(f"{label} {points(changes[key])}" for key, label in (one.split("=") for one in scores))
+
+    return said
+
+
+def _seconds(benchmark: str) -> Callable[[Entry], str]:
+    return lambda entry: relative(entry, benchmark).joined()
+
+
+def _ratio(group: str) -> Callable[[Entry], str]:
+    return lambda entry: f"{entry['time_ratio'][group]:.2f}"
+
+
+ROWS = (
+    Row("Captions", "`vhr`", EMBEDDED, ("demo", "vhr-default"), _captions, _seconds("chair")),
+    Row(
+        "Captions that may name less",
+        "`decore`, `by: concept_heads`",
+        EMBEDDED,
+        ("demo", "decore"),
+        _captions,
+        _seconds("chair"),
+    ),
+    Row("Yes/no questions", "`pai` + `pai_guidance`", EMBEDDED, ("demo", "pai"), _questions, _seconds("pope")),
+    Row("Long answers", "`locore`", EMBEDDED, ("methods", "locore"), _captions, _seconds("chair")),
+    Row("No extra latency", "`vhr`, `static: true`", EMBEDDED, ("methods", "vhr static"), _captions, _seconds("chair")),
+    Row(
+        "A context to be followed",
+        "`cad`",
+        SMOLLM2,
+        ("language", "cad"),
+        _language("conflicts", "context=context followed"),
+        _ratio("conflicts"),
+    ),
+    Row(
+        "The same, for less time",
+        "`decore`, `alpha: 0.5`",
+        SMOLLM2,
+        ("language", "decore static"),
+        _language("conflicts", "context=context followed"),
+        _ratio("conflicts"),
+    ),
+    Row(
+        "Questions with false premises",
+        "`faith`",
+        SMOLLM2,
+        ("premise", "faith 5"),
+        _language("premises", "true=true answers"),
+        _ratio("premises"),
+    ),
+    Row(
+        "An instruction to be kept",
+        "`pasta`",
+        SMOLLM2,
+        ("attention", "pasta"),
+        _language("instructions", "followed=followed", "right=right answers"),
+        _ratio("instructions"),
+    ),
+)
+
+
+def _served() -> str:
+    """What DeCoRe costs under vLLM: seconds of the same requests, against plain."""
+    seconds = read("serving")["decore"]["seconds"]
+    ratio = median(seconds["throughput decore"]) / median(seconds["throughput plain"])
+    return f"| Served by vLLM | `decore`, `head_gain`, static `vhr` | as in `generate` | {ratio:.2f} (`decore`) | {SMOLLM2} |"
+
+
+def table() -> str:
+    """Markdown: a row for each situation."""
+    lines = ["| situation | take | measured, points (95 %) | time | on |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        entry = run_of(*row.run)
+        lines.append(f"| {row.situation} | {row.take} | {row.effect(entry)} | {row.time(entry)} | {row.model} |")
+    return "\n".join([*lines, _served()])
