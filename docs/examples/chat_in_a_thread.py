@@ -13,7 +13,7 @@ import torch
 from sightline import testbed
 from transformers import TextIteratorStreamer
 
-QUESTIONS = ("Is there a boat?", "Is there a giraffe?")
+QUESTIONS = (testbed.question("boat"), testbed.question("giraffe"))
 
 
 class Chat:

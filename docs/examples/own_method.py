@@ -1,4 +1,4 @@
-"""A method of your own in one file: turn down the attention on the prompt's first token, but only while answering.
+"""A method of your own in one file: turn up the attention on the picture, but only while answering.
 
 `docs/guides/method.md` explains the parts.
 """
@@ -13,26 +13,25 @@ from pydantic import Field
 from sightline import Bias, Edit, Layout, Method, Session, Settings, Step, register, testbed
 
 
-class WakeSettings(Settings):
-    factor: float = Field(0.25, gt=0, description="factor on the first token's attention, in the rows of the answer")
+class StareSettings(Settings):
+    factor: float = Field(4.0, gt=0, description="factor on the image tokens' attention, in the rows of the answer")
 
 
-@register("wake")
-class Wake(Method):
-    summary = "look less at the first token while answering"
+@register("stare")
+class Stare(Method):
+    summary = "look more at the picture while answering"
     source = "example"
     cost = "no extra pass; a bias on the fused kernel"
     acts = "logits"
-    needs_image = False
-    config = WakeSettings
+    config = StareSettings
 
-    def start(self, layout: Layout) -> WakeSession:
-        return WakeSession(self, layout)
+    def start(self, layout: Layout) -> StareSession:
+        return StareSession(self, layout)
 
 
-class WakeSession(Session):
-    def __init__(self, method: Wake, layout: Layout):
-        bias = torch.where(layout.first_token, math.log(method.settings.factor), 0.0)
+class StareSession(Session):
+    def __init__(self, method: Stare, layout: Layout):
+        bias = torch.where(layout.image, math.log(method.settings.factor), 0.0)
         layers = method.facts.own(range(method.facts.layers))
         self.plan: dict[int, list[Edit]] = {layer: [Bias(bias[:, None])] for layer in layers}
 
@@ -44,8 +43,8 @@ def main() -> None:
     model, processor = sightline.load_model("embedded")
     scene = testbed.scene("test", 0)
     inputs = processor(images=scene.image, text=testbed.prompt(processor, testbed.CAPTION_PROMPT), return_tensors="pt")
-    for factor in (1.0, 0.25):
-        with sightline.attach(model, {"methods": [{"wake": {"factor": factor}}]}, processor=processor):
+    for factor in (1.0, 4.0):
+        with sightline.attach(model, {"methods": [{"stare": {"factor": factor}}]}, processor=processor):
             ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)
         print(f"{factor}: {processor.decode(ids[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}")
 
