@@ -1,6 +1,7 @@
 # make demo: the embedded model with and without the plugin.  make test: a covering part of the tests, in minutes.
 # make test-all: every combination.  make test-versions: a short suite on the oldest and the newest transformers.
 # make test-serving: models served by vLLM, in an environment of their own.
+# make test-play: the page of `sightline play` in a browser (Chromium), in an environment of its own.
 # make check: lint, imports, types, generated pages.  make docs: those pages.  make docs-site: the site, with no dead link.
 # make release: sdist and wheel, looked at, and tried in a fresh environment.
 PYTHON ?= python3
@@ -10,10 +11,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OLDEST := $(VENV)/oldest
 SERVING := .venv-serving
+PLAY := .venv-play
 DOCS := .venv-docs
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff LICENSE docs eval calibration $(wildcard src/testbed/*/README.md)
 
-.PHONY: demo test test-all test-versions test-serving check docs docs-site release install clean
+.PHONY: demo test test-all test-versions test-serving test-play check docs docs-site release install clean
 
 demo: install
 	$(BIN)/sightline demo
@@ -36,6 +38,9 @@ $(OLDEST)/installed: constraints-oldest.txt $(STAMP)
 
 test-serving: $(SERVING)/installed
 	$(SERVING)/bin/python -m pytest tests/serving/served
+
+test-play: $(PLAY)/installed
+	$(PLAY)/bin/python -m pytest tests/play
 
 check: install
 	$(BIN)/ruff check .
@@ -80,5 +85,11 @@ $(SERVING)/installed: pyproject.toml constraints-serving.txt
 	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+# Gradio on the versions of constraints.txt; playwright drives the Chromium that is here, or its own.
+$(PLAY)/installed: pyproject.toml constraints.txt
+	test -x $(PLAY)/bin/python || $(PYTHON) -m venv $(PLAY)
+	$(PLAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,play]" playwright
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-eval $(SERVING) $(DOCS) demo-out eval-out build dist
+	rm -rf $(VENV) .venv-eval $(SERVING) $(PLAY) $(DOCS) demo-out eval-out build dist

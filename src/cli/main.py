@@ -216,6 +216,29 @@ def bench(
 
 
 @command()
+def play(
+    model: Model = None,
+    model_option: SameModel = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page is served, on this machine only.")] = 7860,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Serve a page on this machine that asks a model plain and under configurations, side by side."""
+    from ..models.loading import cpu_threads, load_model, quiet
+    from ..play import page
+
+    page.import_gradio()  # a missing package should not wait for the model
+    from ..play.answers import Player
+
+    quiet()
+    name = the_model(model, model_option, "embedded")
+    player = Player(*load_model(name, dtype=dtype, device=device), name)
+    with cpu_threads(threads):
+        page.serve(player, port, lambda address: show(f"{address} (Ctrl-C ends it)"))
+
+
+@command()
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the settings of this method only.")] = None,
     json: JsonFile = None,

@@ -34,7 +34,7 @@ def explained(plug: Plug, processor: Any, inputs: Mapping[str, Any], picture: Im
     words = plug.words
     weak = [word for word in words if word["weak"]]
     text = marked(plug.texts[0], words).strip()
-    found: dict[str, Any] = {"marked": text, "words": words, "rule": _rule(plug), "sheet": None, "note": None}
+    found: dict[str, Any] = {"marked": text, "words": words, "rule": rule(plug), "sheet": None, "note": None}
     if not weak:
         return found | {"note": "no word is weakly grounded, so no picture was written"}
     maps = plug.image_maps[0].numpy()
@@ -50,7 +50,8 @@ def explained(plug: Plug, processor: Any, inputs: Mapping[str, Any], picture: Im
     return found | {"sheet": contact_sheet(panels)}
 
 
-def _rule(plug: Plug) -> str:
+def rule(plug: Plug) -> str:
+    """What makes a word weak, in a sentence."""
     known = plug.grounding
     if known is None:
         return (

@@ -67,10 +67,10 @@ def findings(section: Section) -> list[Finding]:
     alike: dict[tuple[str, bool, tuple[str, ...]], list[str]] = {}
     for (first, compared, split), names in others.items():
         alike.setdefault((first, compared, tuple(names)), []).append(split)
-    for (first, compared, names), splits in alike.items():
-        whole = len(names) == sum(entry["against"] == first for entry in section.runs) > 1
+    for (first, compared, group), splits in alike.items():
+        whole = len(group) == sum(entry["against"] == first for entry in section.runs) > 1
         where = f"{score}{condition}{_on(splits)}"
-        told.append(Finding(_open(names, first, where, compared, whole=whole), "open"))
+        told.append(Finding(_open(group, first, where, compared, whole=whole), "open"))
     count = sum(map(len, differing.values())) + sum(
         len(names) for (_, compared, _), names in others.items() if compared
     )

@@ -1,0 +1,1 @@
+"""`sightline play`: a local page that asks a model plain and under configurations, side by side."""
