@@ -87,4 +87,6 @@ class DeCoContrast(Contrast):
 def likeliest(chances: Tensor, count: int, share: float) -> Tensor:
     """Mask [.., V] of the fewest tokens whose probabilities sum to `share`, of the `count` likeliest."""
     best, tokens = chances.topk(min(count, chances.shape[-1]))
-    return torch.zeros_like(chances, dtype=torch.bool).scatter(-1, tokens, best.cumsum(-1) - best < share)
+    needed = best.cumsum(-1) - best < share
+    needed[..., 0] = True  # whatever the share is rounded to
+    return torch.zeros_like(chances, dtype=torch.bool).scatter(-1, tokens, needed)
