@@ -24,16 +24,13 @@ FAMILIES = ["llava_gqa", "qwen2_vl", "gemma3", "instructblip", "mllama"]
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     **{name: ({"methods": [entry(name)]}, {}) for name in METHODS},
     **{name: ({"decoder": setup.config}, setup.options) for name, setup in SETUPS.items()},
-    "cgvlm": (
-        {"decoder": {"cgvlm": {"threshold": 0.0, "layers": [1, 2]}}},
-        SETUPS["cgvlm"].options,
-    ),  # its gate is open
+    "gate": ({"methods": [entry("pai", when={"signal": "interaction", "above": 0.0})]}, {"query": naive.question}),
 }
 CASES = [
     (family, name)
     for family in FAMILIES
     for name in SETTINGS
-    if (fits(name, family) if name in METHODS else not (family == "mllama" and name in ("avisc", "cgvlm")))
+    if (fits(name, family) if name in METHODS else not (family == "mllama" and name in ("avisc", "opera", "gate")))
 ]
 
 

@@ -17,12 +17,13 @@ from .composition import check
 from .core.method import Registered, Settings
 from .core.registry import METHODS, PREPROCESSORS, Registry
 
-KEYS = ("calibration", "methods", "decoder")
+KEYS = ("calibration", "when", "methods", "decoder")
 
 
 class Config(BaseModel):
     """Parsed configuration. `methods` are (name, settings) in the order in which their edits compose; `decoder` is one.
 
+    A gate of the whole (`when`) is that of each part that has none of its own.
     `calibration` is "auto", a path (relative ones are taken from the file's folder), a dict of the file's shape, or None
     for "auto if a file is shipped".
     """
@@ -111,13 +112,14 @@ def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:
         raise ConfigError(
             f"{where}: 'methods' must be a list such as [{{vhr: {{alpha: 2.0}}}}], not {type(entries).__name__}"
         )
-    parsed = tuple(_entry(METHODS, entry, f"methods[{i}]", where) for i, entry in enumerate(entries))
+    when = data.get("when")
+    parsed = tuple(_entry(METHODS, entry, f"methods[{i}]", where, when) for i, entry in enumerate(entries))
     names = [name for name, _ in parsed]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{where}: 'methods' lists '{name}' more than once: give it one entry")
     decoder = data.get("decoder")
-    chosen = None if decoder is None else _entry(DECODERS, decoder, "decoder", where)
+    chosen = None if decoder is None else _entry(DECODERS, decoder, "decoder", where, when)
     check([*map(METHODS.find, names), *([] if chosen is None else [DECODERS.find(chosen[0])])], where)
     calibration = data.get("calibration")
     if calibration is not None and not isinstance(calibration, str | Path | Mapping):
@@ -131,7 +133,8 @@ def _parse(data: Mapping[str, Any], where: str, folder: Path | None) -> Config:
     )
 
 
-def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[str, Settings]:
+def _entry(registry: Registry[Any], entry: Any, key: str, where: str, when: Any = None) -> tuple[str, Settings]:
+    """One entry. when: the gate of the whole, for what has none of its own."""
     kind = registry.kind
     if isinstance(entry, str):
         entry = {entry: None}
@@ -156,8 +159,10 @@ def _entry(registry: Registry[Any], entry: Any, key: str, where: str) -> tuple[s
         raise ConfigError(
             f"{where}: '{key}.{name}' must be a mapping of settings (got {shown(values)}); allowed: {', '.join(schema.model_fields)}"
         )
+    own = schema.model_fields["when"].default if "when" in schema.model_fields else None
+    gate = {"when": when} if when is not None and own is None else {}
     try:
-        return str(name), schema.model_validate(dict(values or {}))
+        return str(name), schema.model_validate({**gate, **dict(values or {})})
     except ValidationError as error:
         raise ConfigError(describe(error, where, schema, f"{key}.{name}")) from error
 

@@ -35,14 +35,14 @@ from ..models.samples import Example
 from ..plugin.core.edits import Edit, InputProbe, Rows, WeightProbe
 from ..plugin.core.host import host_of
 from ..plugin.core.layout import Layout, Step
-from ..plugin.core.method import ModelFacts, Preprocessor, Session, Settings
+from ..plugin.core.method import ModelFacts, Preprocessor, Session, Values
 from ..plugin.core.registry import register_preprocessor
 from ..plugin.tracing.grid import Grid, grid
 from ..plugin.tracing.heat import Floats, stretched
 from .regions import Corners, Mask, Refine, bounds, drawn, refined, strongest
 
 
-class CarveSettings(Settings):
+class CarveSettings(Values):
     layers: list[int] | None = Field(
         None, min_length=1, description="layers whose attention counts; default: 20 to 25 of 32, in proportion"
     )

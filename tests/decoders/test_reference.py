@@ -26,10 +26,10 @@ NEW = 8
 TEXT = ["llama", "qwen2", "gemma3_text", "mistral_sliding"]
 VISION = ["llava", "llava_gqa", "qwen2_vl", "gemma3", "internvl", "qwen3_vl", "idefics3"]
 VISION += ["instructblip", "blip_2", "mllama"]
-SHORTER = ["icd", "cad", "pai_guidance", "m3id", "cgvlm"]  # their branch's prompt has another length
+SHORTER = ["icd", "cad", "pai_guidance", "m3id"]  # their branch's prompt has another length
 REFUSED = [
     ("qwen3_vl", "avisc"),
-    *(("mllama", name) for name in ("avisc", "cgvlm")),
+    *(("mllama", name) for name in ("avisc", "opera")),
     *(("blip_2", name) for name in SHORTER),
 ]  # see `test_decoders_bad_input.py`
 CASES = [
@@ -182,8 +182,7 @@ def edited(setup: Setup, family: str, method: str, prompt: tiny.Inputs) -> naive
     if method == "pai":
         change = naive.boosted(model.image(prompt), alpha=1.0)
     else:
-        others = [setup.reference.boosting(model, prompt, ())] if isinstance(setup.reference, naive.CGVLM) else []
-        change, chosen = naive.reinforced(model, prompt, alpha=3.0, layers=[1, 2, 3], others=others)
+        change, chosen = naive.reinforced(model, prompt, alpha=3.0, layers=[1, 2, 3])
         assert chosen
     return replace(setup.reference, edits=(change,))
 

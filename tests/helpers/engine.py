@@ -23,6 +23,8 @@ SETTINGS: dict[str, dict[str, Any]] = {  # a method that is not here runs with i
     },
     "head_gain": {"head_list": [[0, 4], [1, 2], [2, 5], [3, 1]]},
     "var": {"p": 0.2, "rho": 0.95, "min_visual": 0.0},
+    "cai": {"layers": [1, 2, 3]},
+    "cgvlm": {"alpha": 1.0, "layers": [1, 2], "when": None},  # the gate has tests of its own
     "vaf": {"enhance": 1.6, "suppress": 0.5, "layers": [1, 2]},
     "vhr": {"alpha": 3.0},
     "pai": {"alpha": 1.0},

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sightline.decoders import cgvlm, vcd
+from sightline.decoders import vcd
+from sightline.plugin.branches.pictures import random_pixels
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -681,6 +682,155 @@ class CGVLM(Reference):
         return register
 
 
+@dataclass(frozen=True)
+class OPERA(Reference):
+    """z - l phi for the likeliest tokens, or z + l (mass on the image) in an answer of at most ten; each read ahead."""
+
+    candidates: int = 5
+    scale: float = 50.0
+    weight: float = 1.0
+    short: int = 10
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        n, image, told = prompt["input_ids"].shape[1], naive.image(prompt), []
+        for step, z in enumerate(self.answer(naive, prompt, tokens, self.edits)):
+            scores = torch.full_like(z, -math.inf)
+            for token in z.topk(self.candidates).indices.tolist():
+                run = naive.run(prompt, [*tokens[:step], token], self.edits)
+                w = run.weights[len(naive.layers) - 1].max(0).values
+                w = w / w.sum(-1, keepdim=True)
+                if step + 1 <= self.short:
+                    penalty = -float(w[-1, :n][image].sum())
+                else:
+                    columns = []
+                    for j in range(n, len(w)):
+                        product = 1e-7
+                        for i in range(j, len(w)):
+                            product *= self.scale * float(w[i, j])
+                        columns.append(product)
+                    penalty = max(columns)
+                scores[token] = z[token] - self.weight * penalty
+            told.append(scores)
+        return torch.stack(told)
+
+
+@dataclass(frozen=True)
+class CAI(Reference):
+    """s_j += w_j |s_j| in the answer's rows, in layers whose entering state would say something unsure."""
+
+    layers: Sequence[int] = ()
+    above: float = 0.23
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        image, n = naive.image(prompt), prompt["input_ids"].shape[1]
+        places = image.nonzero().flatten().tolist()
+        entering: dict[int, Tensor] = {}
+
+        def relevance(row: int) -> dict[int, float]:
+            states = entering[0]
+            told = states[places[-1] + 1 : n].mean(0) if row == n - 1 else states[row]
+            alike = {j: float(states[j] @ told / states[j].norm() / told.norm()) for j in places}
+            least = min(alike.values())
+            return {j: 1 / (1 + math.exp(-100 * (one - least))) for j, one in alike.items()}
+
+        def register(naive: Naive) -> list[Any]:
+            def enter(module: Any, args: Any, kwargs: dict[str, Any], i: int) -> None:
+                entering[i] = (args[0] if args else kwargs["hidden_states"])[0]
+
+            def boost(layer: int, logits: Tensor) -> Tensor:
+                out = logits.clone()
+                for row in range(n - 1, logits.shape[2] if layer in self.layers else 0):
+                    said = naive.readout(entering[layer][row], True).log_softmax(-1)
+                    if float(entropy(said[None])) > self.above:
+                        for j, share in relevance(row).items():
+                            out[0, :, row, j] += share * naive.logits[0, :, row, j].abs()
+                return out
+
+            naive.boosts.append(boost)
+            return [
+                layer.register_forward_pre_hook(functools.partial(enter, i=i), with_kwargs=True)
+                for i, layer in enumerate(naive.layers)
+            ]
+
+        return self.answer(naive, prompt, tokens, [register, *self.edits])
+
+
+@dataclass(frozen=True)
+class Gated(Reference):
+    """Another reference where a signal opens the gate, the plain model elsewhere; or, without another, PAI's boost there.
+
+    The boost is a run of its own for every token: what was boosted before stays so, as its keys are in the cache.
+    """
+
+    other: Reference | None = None
+    signal: str = "entropy"
+    above: float | None = None
+    below: float | None = None
+    scale: float | None = None
+    now: bool = False
+    alpha: float = 1.0
+    weights: Mapping[str, float] = field(default_factory=dict)  # grounding's, with its heads
+    heads: Sequence[Head] = ()
+
+    def value(self, naive: Naive, prompt: Inputs, tokens: Sequence[int], run: Pass | None) -> float:
+        """The signal at the last row of a run; before the first, of a uniform distribution that looks nowhere."""
+        size = naive.model.config.get_text_config().vocab_size
+        if self.signal in ("divergence", "interaction"):
+            text = keep(prompt, ~naive.image(prompt), pictures=False)
+            p, q = (self.answer(naive, inputs, tokens)[-1].softmax(-1) for inputs in (prompt, text))
+            return float(js_divergence(p, q))
+        p = torch.full((size,), 1 / size, dtype=torch.float64) if run is None else run.logits[-1].softmax(-1)
+        columns = {"entropy": float(-(p * p.log()).sum()), "probability": float(p.max())}
+        for name, mask in {"image": naive.image(prompt), "query": question(prompt["input_ids"])[0]}.items():
+            heads = self.heads or [(i, h) for i in range(len(naive.layers)) for h in range(naive.heads)]
+            rows = [] if run is None else [run.weights[i][h, -1, : len(mask)][mask].sum() for i, h in heads]
+            columns[name] = float(sum(rows)) / len(heads)
+        if self.signal == "grounding":
+            return sum(weight * columns[name] for name, weight in self.weights.items())
+        return columns["image" if self.signal == "image_attention" else self.signal]
+
+    def strength(self, value: float) -> float:
+        beyond = value - self.above if self.above is not None else (self.below or 0.0) - value
+        return float(beyond > 0) if self.scale is None else min(max(beyond / self.scale, 0.0), 1.0)
+
+    def strengths(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> list[float]:
+        """At each token."""
+        n, found, last = prompt["input_ids"].shape[1], [], None
+        for step in range(len(tokens) + 1):
+            said = tokens[:step]
+            if self.now:  # by a run in which this token is not boosted yet
+                last = naive.run(prompt, said, [self.boosting(naive, prompt, n, found)])
+            found.append(self.strength(self.value(naive, prompt, said, last)))
+            last = naive.run(prompt, said, [self.boosting(naive, prompt, n, found)])
+        return found
+
+    def boosting(self, naive: Naive, prompt: Inputs, n: int, shares: Sequence[float]) -> Change:
+        """PAI's boost by a share of it in each row from the prompt's last on; none where a decoder is gated."""
+        image = naive.image(prompt)
+
+        def register(naive: Naive) -> list[Any]:
+            def boost(layer: int, logits: Tensor) -> Tensor:
+                out = logits.clone()
+                for step, share in enumerate(shares if self.other is None and layer >= 2 else ()):
+                    row = naive.logits[0, :, n - 1 + step, : len(image)]
+                    out[0, :, n - 1 + step, : len(image)] += share * self.alpha * row.abs() * image
+                return out
+
+            naive.boosts.append(boost)
+            return []
+
+        return register
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        shares = self.strengths(naive, prompt, tokens)
+        if self.other is None:
+            n = prompt["input_ids"].shape[1]
+            return self.answer(naive, prompt, tokens, [self.boosting(naive, prompt, n, shares)])
+        base, scores = self.answer(naive, prompt, tokens), self.other(naive, prompt, tokens)
+        rows = [b if s == 0 else b + s * (z - b) for s, b, z in zip(shares, base, scores, strict=True)]
+        return torch.stack(rows)
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -783,7 +933,7 @@ def _unheard(prompt: Inputs) -> Inputs:
 
 def _randomised(prompt: Inputs, seed: int) -> Inputs:
     """CG-VLM's other pictures, drawn as `cgvlm` draws one; their law has a test of its own."""
-    return _redrawn(prompt, lambda picture: cgvlm.random_pixels(picture, seed))
+    return _redrawn(prompt, lambda picture: random_pixels(picture, seed))
 
 
 def _noised(prompt: Inputs, step: int, seed: int) -> Inputs:
@@ -806,7 +956,7 @@ def _redrawn(prompt: Inputs, draw: Callable[[Tensor], Tensor]) -> Inputs:
 class Setup:
     """A decoder's settings, the reference that they mean, and what `attach` needs besides.
 
-    `alone`: the branch has a prompt of its own. `edits`: the model's own rows are edited, too. `scoring`: the reference under `sightline.score`, where it is another.
+    `alone`: the branch has a prompt of its own. `scoring`: the reference under `sightline.score`, where it is another.
     """
 
     name: str
@@ -814,7 +964,6 @@ class Setup:
     reference: Reference
     image: bool = False
     alone: bool = False
-    edits: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     scoring: Reference | None = None
 
@@ -859,15 +1008,7 @@ SETUPS: dict[str, Setup] = {
     "vcd": Setup("vcd", {}, OtherPrompt(other=lambda prompt: _noised(prompt, 500, 0)), image=True, alone=True),
     "avisc": Setup("avisc", {}, AvisC(), image=True, alone=True),
     "sgrs": Setup("sgrs", {"layers": [1, 2]}, SGRS(layers=[1, 2])),
-    "cgvlm": Setup(
-        "cgvlm",
-        {"threshold": 1.5, "layers": [1, 2]},
-        CGVLM(threshold=1.5, layers=[1, 2]),
-        image=True,
-        alone=True,
-        edits=True,
-        options={"query": question},
-    ),
+    "opera": Setup("opera", {}, OPERA(), image=True),
 }
 
 #: Every other setting, each away from its default.
@@ -946,22 +1087,6 @@ VARIANTS: dict[str, Setup] = {
         AvisC(fill=1.0, gamma=0.9, lam=-0.5, alpha=2.5, beta=0.0),
         image=True,
         alone=True,
-    ),
-    "cgvlm no picture": Setup(
-        "cgvlm",
-        {"threshold": 2.5, "picture": "none", "alpha": 2.0, "candidates": 9},
-        CGVLM(threshold=2.5, seed=None, alpha=2.0, candidates=9, layers=[1]),
-        image=True,
-        alone=True,
-        options={"query": question},
-    ),
-    "cgvlm seed": Setup(
-        "cgvlm",
-        {"threshold": 1.0, "seed": 3, "candidates": 256, "layers": [0, 3]},
-        CGVLM(threshold=1.0, seed=3, candidates=256, layers=[0, 3]),
-        image=True,
-        alone=True,
-        options={"query": question},
     ),
     "sgrs default layers": Setup("sgrs", {"alpha": 0.9}, SGRS(alpha=0.9, layers=[1])),
     "sgrs two rounds": Setup(

@@ -13,14 +13,13 @@ How the copy gets its prompt:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..core.edits import Edit
+from ..core.edits import Edits
 from ..core.layout import Step
 
-Edits = Mapping[int, Sequence[Edit]]
 Rewrite = Callable[[dict[str, Any]], dict[str, Any]]  # arguments of the base's forward -> of the branch's
 
 

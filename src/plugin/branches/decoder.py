@@ -26,9 +26,6 @@ class Contrast:
 
     branch: Branch | None = None
 
-    #: Before each pass of the model, the model without any edits and the branch beside it run ahead, in caches of their
-    #: own, and `weigh` gets their logits; `watch` is asked for each pass then, and may edit. `combine` gets no copy.
-    ahead: bool = False
     #: The first layer from which passes that `combine` scores keep a graph, for gradients of their logits; None: no
     #: graph. A prompt's last row then gets a pass of its own where that can be, so that the graph is of one row.
     graph: int | None = None
@@ -39,6 +36,16 @@ class Contrast:
     def begin(self, step: Step, ids: Tensor | None) -> None:
         """Before each pass: its rows, and the tokens [B, count] of one behind the prompt."""
 
+    #: How many of the likeliest next tokens are read ahead, each in a pass of its own whose keys are dropped again. Before
+    #: them `accept` is called, behind each `tried`, and `watch` sees their passes.
+    candidates: int = 0
+
+    def accept(self) -> None:
+        """The pass of the chosen tokens has run."""
+
+    def tried(self, tokens: Tensor) -> None:
+        """A pass that read the candidates [B] ahead has run."""
+
     #: Which rows [B] it contrasts; the others keep the model's own scores. None: all.
     contrasted: Tensor | None = None
     #: The redrawn pictures as forward arguments, while the branch reads its prompts.
@@ -47,12 +54,6 @@ class Contrast:
     def watch(self, step: Step) -> Mapping[int, Sequence[Edit]]:
         """Probes on the model's own rows, behind the methods' edits; asked for as `Session.edits` is."""
         return {}
-
-    def weigh(self, base: Tensor, weak: Tensor) -> None:
-        """What runs `ahead` says: float32 logits [B, T, V] and, of the copies one below the other, [N, T, V].
-
-        T is 1 for a prompt, else all rows of the pass.
-        """
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         """The scores [B, T, V] that the caller gets for logits, from the float32 logits of the model and the copy."""

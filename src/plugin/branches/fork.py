@@ -37,11 +37,14 @@ class Fork:
         carried: Callable[[Step], Sequence[Edits]],
         across: frozenset[int],
         latent: bool = False,
+        lasting: bool = True,
     ):
         """carried: the methods' edits of a pass. across: layers that read the image by cross-attention.
 
-        latent: the model's cache holds what keys are made of, not keys (MLA).
+        latent: the model's cache holds what keys are made of, not keys (MLA). lasting: the carried edits are the same in
+        every decode step.
         """
+        self._lasting = lasting
         self.branch, self.layout, self.across, self.latent = branch, layout, across, latent
         self.copies = max(1, len(branch.prompts))
         self.cache = BranchCache(layout.valid, layout.length - (branch.prompt == "shared"))
@@ -128,7 +131,7 @@ class Fork:
         edits: list[Edit] = [e for plan in carried for e in plan.get(layer, ()) if not isinstance(e, PROBES)]
         edits += self.branch.edits(step).get(layer, ())
         plan = LayerPlan.of(edits).on(shard) if edits else None
-        if not step.reading:
+        if not step.reading and self._lasting:
             self._decode_plan[layer] = plan
         return plan
 

@@ -25,3 +25,10 @@ def redrawn(kwargs: Mapping[str, Any], draw: Callable[[Tensor], Tensor]) -> dict
             if pixels.ndim > 4:  # rows of several pictures are filled up with empty ones, which must stay so
                 changed[name] *= (pixels != 0).flatten(-3).any(-1)[..., None, None, None]
     return changed
+
+
+def random_pixels(pixels: Tensor, seed: int) -> Tensor:
+    """A picture of any shape, uniformly random between the smallest and the largest value of the given one."""
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(pixels.shape, generator=generator, dtype=torch.float32).to(pixels)
+    return pixels.amin() + (pixels.amax() - pixels.amin()) * share

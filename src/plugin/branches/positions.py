@@ -45,8 +45,15 @@ class Positions:
         return self._hooked(self._end_alike)
 
     def continued(self) -> AbstractContextManager[None]:
-        """Move the passes inside so that they begin where the noted prompt ends."""
-        return self._hooked(lambda positions: positions - positions[..., :1] + self._noted(positions) + 1)
+        """Move the passes inside so that the first begins where the noted prompt ends, and the others as far."""
+        shifts: list[Tensor] = []
+
+        def move(positions: Tensor) -> Tensor:
+            if not shifts:
+                shifts.append(self._noted(positions) + 1 - positions[..., :1])
+            return positions + shifts[0].to(positions.device)
+
+        return self._hooked(move)
 
     def _note(self, positions: Tensor) -> Tensor:
         self._last = positions[..., -1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,17 @@ def without(kwargs: dict[str, Any], layout: Layout, drop: Tensor, pictures: Sequ
         )
     gone_with = (*pictures, "position_ids") if pictures else ()  # text alone is simply counted
     return _rebuilt({k: v for k, v in kwargs.items() if k not in gone_with}, layout, kept)
+
+
+def unasked(kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a Q-Former that reads the question [pictures, m] gets of empty text: the first and the last token."""
+    ids, mask = kwargs.get("qformer_input_ids"), kwargs.get("qformer_attention_mask")
+    if ids is None:
+        return {}
+    seen = torch.ones_like(ids) if mask is None else mask
+    last = ids.shape[1] - 1 - seen.flip(-1).argmax(-1)
+    ends = torch.stack([seen.argmax(-1), last], dim=-1)
+    return {"qformer_input_ids": ids.gather(1, ends), "qformer_attention_mask": torch.ones_like(ends)}
 
 
 def inserted(kwargs: dict[str, Any], layout: Layout, places: Sequence[int], tokens: Sequence[int]) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def edit_queries(plan: LayerPlan, query: Tensor, scaled: float) -> Tensor:
     """
     for edit in plan.queries:
         if isinstance(edit, Shift):
-            query = query + scaled * edit.offset.to(query)[:, None]
+            query = query + scaled * edit.offset.to(query)[..., None, :]
         else:
             query = query.masked_fill(edit.heads.to(query.device)[:, :, None, None], 0)
     return query

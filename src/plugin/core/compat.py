@@ -264,16 +264,35 @@ def grows_by_copies(cache: Any) -> bool:
     return isinstance(cache, DynamicCache)
 
 
+def saved_cache(cache: Any) -> Callable[[], None]:
+    """What takes back all that the passes from now on add to a cache."""
+    before = []
+    for layer in cache.layers:
+        # A dynamic layer grows by new tensors. A static one writes in place: what it has counted is kept, and its keys
+        # where they move (sliding windows); elsewhere the next pass writes over them.
+        moves = bool(getattr(layer, "is_sliding", False)) and not isinstance(layer, DynamicLayer)
+        tensors = {name: value for name, value in layer.__dict__.items() if isinstance(value, Tensor)}
+        kept = {name: value.clone() for name, value in tensors.items() if value.numel() == 1 or moves}
+        before.append((layer, dict(layer.__dict__), kept))
+
+    def restore() -> None:
+        for layer, state, kept in before:
+            layer.__dict__.clear()
+            layer.__dict__.update(state)
+            for name, value in kept.items():
+                state[name].copy_(value)
+
+    return restore
+
+
 @contextmanager
 def cache_undone(cache: Any) -> Iterator[None]:
-    """Take back what the passes inside add to a dynamic cache."""
-    before = [dict(layer.__dict__) for layer in cache.layers]  # a dynamic layer grows by new tensors, never in place
+    """Take back what the passes inside add to a cache."""
+    restore = saved_cache(cache)
     try:
         yield
     finally:
-        for layer, state in zip(cache.layers, before, strict=True):
-            layer.__dict__.clear()
-            layer.__dict__.update(state)
+        restore()
 
 
 class TappedCache(Cache):

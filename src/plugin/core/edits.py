@@ -26,7 +26,7 @@ of the model, also where a process holds some of them (`shards.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,7 +123,7 @@ class Reweight:
 
 @dataclass(frozen=True)
 class Shift:
-    """Add `offset` [H, d] to the queries of every row, after their rotation: key j's logit gains scale * offset . k_j."""
+    """Add `offset` [H, d], or [B, H, d], to the queries of every row, after their rotation: key j's logit gains scale * offset . k_j."""
 
     offset: Tensor
 
@@ -176,6 +176,7 @@ class OutputProbe:
 
 PROBES = (InputProbe, WeightProbe, OutputProbe)
 Edit = Gain | Bias | Mass | Reweight | Shift | Disperse | Add | Input | InputProbe | WeightProbe | OutputProbe
+Edits = Mapping[int, Sequence[Edit]]  # by layer
 
 
 NO_MASS = 1e-30  # float32 factors that would lift less than this overflow

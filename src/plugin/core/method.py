@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from ...common.errors import CalibrationError, ConfigError, UnsupportedModelError
@@ -19,13 +19,14 @@ from ..calibration.files import Calibration
 from ..calibration.sections import how_to_get
 from .edits import Edit
 from .layout import Layout, Step
+from .when import When
 
 LARGEST = 1_000_000  # beyond, float32 holds nothing of what a strength is added to
 LARGEST_INT = 2**31 - 1
 
 
-class Settings(BaseModel):
-    """Base of a method's settings; a field's description is its documentation everywhere.
+class Values(BaseModel):
+    """Base of settings; a field's description is its documentation everywhere.
 
     A value has its field's type, as it is written (`true` is no number), and numbers have a size whose effect is finite.
     """
@@ -40,6 +41,14 @@ class Settings(BaseModel):
             if abs(number) > largest:
                 raise ValueError(f"a number of this kind is at most {largest:,} in size")
         return value
+
+
+class Settings(Values):
+    """Base of a method's and a decoder's settings."""
+
+    when: When | None = Field(
+        default=None, description="a gate: act only where the model is unsure (docs/guides/gate.md)"
+    )
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

@@ -60,7 +60,7 @@ class Shard:
         if isinstance(edit, Bias):
             return Bias(self.cut(edit.bias, 1))
         if isinstance(edit, Shift):
-            return Shift(self.cut(edit.offset, 0))
+            return Shift(self.cut(edit.offset, -2))
         if isinstance(edit, Disperse):
             return Disperse(self.cut(edit.heads, 1))
         if isinstance(edit, Mass):

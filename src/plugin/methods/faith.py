@@ -65,6 +65,11 @@ class FAITH(Method):
             heads = random_heads(len(heads), heads, settings.random, facts, "faith.random")
         self.heads = heads
         self.factors = {layer: (~mask).float() for layer, mask in masks(heads, facts).items()}  # [1, H] by layer
+        if settings.when is not None and settings.rows != "all":
+            raise ConfigError(
+                f"faith with 'rows: {settings.rows}' acts while the prompt is read, where no token is chosen that a gate could"
+                " decide about: leave 'when' out, or set 'rows: all'"
+            )
         self.emphasis = Emphasis(settings, facts, "faith") if settings.rows == "span" else None
         if settings.rows == "question_mark" and facts.text.tokenizer is None:
             raise ConfigError(

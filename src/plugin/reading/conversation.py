@@ -7,8 +7,7 @@ part alone. Sessions and contrasts are opened anew on that prompt; what a sessio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,14 +47,14 @@ class Conversation:
                 self._types[name].append(ids.new_zeros(ids.shape))
         self._ids.append(ids)
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        """Take back what is heard inside."""
+    def saved(self) -> Callable[[], None]:
+        """What takes back all that is heard from now on."""
         ids, types = list(self._ids), {name: list(parts) for name, parts in self._types.items()}
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             self._ids, self._types = ids, types
+
+        return restore
 
     def see(self, pictures: Mapping[str, Any]) -> None:
         """A turn has brought these pictures, as forward arguments."""

@@ -11,6 +11,7 @@ from ...common.errors import NoEffectWarning
 from ..branches.decoder import Contrast
 from ..core.layout import Layout
 from ..core.method import Method, Registered, Session, lacking
+from .gates import Gate
 from .strategies import Contrasted, Reading
 
 UNEDITED = "it made no edit: its settings change nothing, or nothing in the prompt and its answer was there to act on"
@@ -28,14 +29,19 @@ class Effects:
     def report(self, reading: Reading) -> dict[str, dict[str, Any]]:
         """What each decided for the prompt batch, whether it `acted`, and, by batch row, why it was `idle`."""
         return {
-            one.name: {**decided.report(), "acted": acted, **({"idle": idle} if idle else {})}
-            for one, decided, acted, idle in self._all(reading)
+            one.name: {
+                **decided.report(),
+                **({} if gate is None else gate.report()),
+                "acted": acted,
+                **({"idle": idle} if idle else {}),
+            }
+            for one, decided, gate, acted, idle in self._all(reading)
         }
 
     def warn(self, reading: Reading) -> None:
         """Say once what could do nothing for a prompt."""
-        for one, _, acted, idle in self._all(reading):
-            if not acted and not idle:
+        for one, _, gate, acted, idle in self._all(reading):
+            if not acted and not idle and (gate is None or gate.opened):
                 self._say(one, f"{one.kind} '{one.name}' changed nothing of this prompt: {UNEDITED}")
             for row, reason in idle.items():
                 self._say(one, f"{one.kind} '{one.name}' can do nothing for row {row} of the prompt: {reason}", reason)
@@ -45,14 +51,18 @@ class Effects:
             self._given.add((one.name, reason))
             warnings.warn(text, NoEffectWarning, stacklevel=2)
 
-    def _all(self, reading: Reading) -> Iterator[tuple[Registered, Session | Contrast, bool, dict[int, str]]]:
-        prompt = reading.prompt
-        for method, session, edited in zip(self.methods.values(), prompt.sessions, prompt.edited, strict=True):
+    def _all(
+        self, reading: Reading
+    ) -> Iterator[tuple[Registered, Session | Contrast, Gate | None, bool, dict[int, str]]]:
+        prompt, gates = reading.prompt, reading.gates
+        methods = zip(self.methods.values(), prompt.sessions, gates.of, prompt.edited, strict=True)
+        for method, session, gate, edited in methods:
             idle = _idle(method, session, prompt.layout)
-            yield method, session, edited and len(idle) < prompt.layout.batch, idle
+            yield method, session, gate, edited and len(idle) < prompt.layout.batch, idle
         if isinstance(reading, Contrasted):
             idle = _idle(self.decoder, reading.contrast, prompt.layout)
-            yield self.decoder, reading.contrast, len(idle) < prompt.layout.batch, idle
+            acted = gates.decoder is None or gates.decoder.opened
+            yield self.decoder, reading.contrast, gates.decoder, acted and len(idle) < prompt.layout.batch, idle
 
 
 def _idle(one: Registered, decided: Session | Contrast, layout: Layout) -> dict[int, str]:

@@ -11,17 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ...common.errors import LayoutError
+from ...common.errors import LayoutError, UnsupportedModelError
 from ..branches.positions import Positions
+from ..branches.prompts import SEEN
 from ..core import compat
-from ..core.attention import merge
+from ..core.attention import Plan, merge
 from ..core.compat import CACHE, ENCODED
+from ..core.edits import Edits
 from ..core.families import Family
 from ..core.host import Host
 from ..core.layout import Step
-from .prompt import Edits, Prompt
+from .prompt import Prompt
 
 POSITIONED = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids", "cache_position")
 Call = Callable[..., Any]
@@ -45,18 +48,24 @@ class Rehearsed(Whole):
     def read(self, run: Pass, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
         layout, sessions = self.prompt.layout, self.prompt.sessions
         steps = [Step(layout, step.start, step.count - session.hold_back) for session in sessions]
-        plans = [session.edits(part) for session, part in zip(sessions, steps, strict=True)]
-        cache = kwargs.get(CACHE) if step.start else None  # what the turns before have left
-        unkept = {"attention_mask": layout.valid.long(), "use_cache": cache is not None, CACHE: cache, "labels": None}
-        if cache is not None and not compat.grows_by_copies(cache):
-            raise LayoutError(
-                f"a method must see a further turn before it is read, which a {type(cache).__name__} cannot take back: use"
-                " the default cache, or pass the whole conversation without past_key_values"
-            )
-        undone = nullcontext() if cache is None else compat.cache_undone(cache)
-        with self.host.staged(merge([*plans, *self.watched(step)]), step.start, layout.length), undone:
-            original(**{**kwargs, **unkept})
+        plans = [self.prompt.gated(n, session.edits(steps[n]), steps[n]) for n, session in enumerate(sessions)]
+        rehearsed(self.host, merge([*plans, *self.watched(step)]), original, kwargs, step)
         return self.then.read(run, original, kwargs, step)
+
+
+def rehearsed(host: Host, plan: Plan, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
+    """Read the prompt in a pass that keeps nothing; returns its output."""
+    layout = step.layout
+    cache = kwargs.get(CACHE) if step.start else None  # what the turns before have left
+    unkept = {"attention_mask": layout.valid.long(), "use_cache": cache is not None, CACHE: cache, "labels": None}
+    if cache is not None and not compat.grows_by_copies(cache):
+        raise LayoutError(
+            f"a method must see a further turn before it is read, which a {type(cache).__name__} cannot take back: use"
+            " the default cache, or pass the whole conversation without past_key_values"
+        )
+    undone = nullcontext() if cache is None else compat.cache_undone(cache)
+    with host.staged(plan, step.start, layout.length), undone:
+        return original(**{**kwargs, **unkept})
 
 
 class LastApart(Whole):
@@ -75,6 +84,31 @@ class LastApart(Whole):
         if last.get("position_ids") is None and positions.last.ndim > 2:
             last["position_ids"] = positions.last + 1  # Qwen lays out the whole mask's, where it is not told
         return run(original, {**last, "attention_mask": seen}, Step(layout, step.start + count - 1, 1))
+
+
+def one_by_one(go_on: Callable[[dict[str, Any], Step], Any], kwargs: dict[str, Any], step: Step) -> Any:
+    """Tokens behind the prompt in a pass for each, as a gate decides about them in turn; the last output, with all logits.
+
+    Raises UnsupportedModelError where the caller wants more of the passes than logits.
+    """
+    mask, wanted = kwargs.get("attention_mask"), ("output_hidden_states", "output_attentions", "labels")
+    if any(kwargs.get(name) not in (None, False) for name in wanted) or (mask is not None and mask.ndim != 2):
+        raise UnsupportedModelError(
+            f"{step.count} tokens came in one pass behind the prompt, and a gate decides about them one by one: pass them"
+            " with a mask [batch, tokens] and ask for no more than logits, or pass one token at a time"
+        )
+    outputs = []
+    for number in range(step.count):
+        own = {**kwargs, "return_dict": True}
+        for name in (*POSITIONED, "inputs_embeds", SEEN):
+            value = kwargs.get(name)
+            if isinstance(value, Tensor):
+                own[name] = value.narrow(1 if name in ("inputs_embeds", SEEN) else -1, number, 1)
+        if mask is not None:
+            own["attention_mask"] = mask[:, : mask.shape[1] - step.count + number + 1]
+        outputs.append(go_on(own, Step(step.layout, step.start + number, 1)))
+    outputs[-1].logits = torch.cat([output.logits for output in outputs], dim=1)
+    return outputs[-1]
 
 
 def passes_of(

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..core.attention import Plan, merge
-from ..core.edits import PROBES, Edit
+from ..core.edits import PROBES, Edits
 from ..core.layout import Layout, Step
 from ..core.method import Session
+from ..core.partial import late, partly
 from ..tracing.record import Record
-
-Edits = Mapping[int, Sequence[Edit]]
+from .gates import Gates
 
 
 class Prompt:
     """What is known of a prompt batch. `record`: of its answer, while one is traced."""
 
-    def __init__(self, layout: Layout, sessions: list[Session], record: Record | None = None):
-        self.layout, self.sessions, self.record = layout, sessions, record
+    def __init__(self, layout: Layout, sessions: list[Session], gates: Gates, record: Record | None = None):
+        self.layout, self.sessions, self.gates, self.record = layout, sessions, gates, record
         self.edited = [False] * len(sessions)  # whether each has changed anything of a pass
+        self._decode_edits: list[Edits] = []
         self._decode_plan: Plan | None = None
 
     def edits(self, step: Step) -> list[Edits]:
-        """The methods' edits of a pass, in their order."""
-        made = [session.edits(step) for session in self.sessions]
-        for number, edits in enumerate(made):
-            self.edited[number] |= any(not isinstance(edit, PROBES) for some in edits.values() for edit in some)
-        return made
+        """The methods' edits of a pass, in their order, by the strength that their gates leave them."""
+        if step.reading or not self._decode_edits:
+            made = [session.edits(step) for session in self.sessions]
+            if not step.reading:
+                self._decode_edits = made
+        else:
+            made = self._decode_edits
+        for number, (edits, gate) in enumerate(zip(made, self.gates.of, strict=True)):
+            acts = any(not isinstance(edit, PROBES) for some in edits.values() for edit in some)
+            self.edited[number] |= acts and (gate is None or not gate.shut or gate.when.by == "layer")
+        return [self.gated(number, edits, step) for number, edits in enumerate(made)]
 
-    def plan(self, step: Step, watched: Sequence[Edits] = (), lasting: bool = True) -> Plan:
-        """The plan of a pass. watched: what a decoder adds; lasting: it is the same in every decode step."""
+    def gated(self, number: int, edits: Edits, step: Step) -> Edits:
+        """What is left of a method's edits where its gate is not open."""
+        gate = self.gates.of[number]
+        if gate is not None and gate.when.by == "layer":
+            return late(edits, gate.at_layer, step)
+        return edits if gate is None else partly(edits, gate.strength, step)
+
+    def plan(self, step: Step, watched: Sequence[Edits] = ()) -> Plan:
+        """The plan of a pass. watched: what a decoder adds."""
         if not step.reading and self._decode_plan is not None:
             return self._decode_plan
         looked = () if self.record is None else (self.record.watch(step),)
-        plan = merge([*self.edits(step), *watched, *looked])
-        if not step.reading and lasting:
+        plan = merge([*self.edits(step), *watched, *self.gates.watch(step), *looked])
+        if not step.reading and not self.gates:
             self._decode_plan = plan
         return plan
 
@@ -47,4 +61,4 @@ class Prompt:
 
     def stop_recording(self) -> None:
         """The answer is complete; what follows on its cache is no part of it."""
-        self.record = self._decode_plan = None
+        self.record, self._decode_plan = None, None

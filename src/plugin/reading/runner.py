@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ...common.errors import LayoutError, ScoresError, UnsupportedModelError
+from ...common.errors import ConfigError, LayoutError, ScoresError, UnsupportedModelError
 from ..branches import thin
 from ..branches.decoder import Decoder
 from ..branches.fork import Fork
@@ -17,12 +18,16 @@ from ..core.compat import CACHE, ENCODED
 from ..core.host import Host
 from ..core.layout import Layout, QueryFinder, Step, read_layout
 from ..core.method import Method
+from ..core.when import AHEAD, LOOKING, When
 from ..tracing.record import Record
 from ..tracing.trace import Tracer
 from .conversation import Conversation, check_turn
 from .effects import Effects
+from .gates import Gates
+from .looking import Looking
 from .prompt import Prompt
-from .strategies import Ahead, Apart, Contrasted, Reading, Riding, given
+from .scout import Redraw, Scout, drawing
+from .strategies import Apart, Contrasted, Reading, Riding, given
 
 
 class Runner:
@@ -45,7 +50,28 @@ class Runner:
         self.reading: Reading | None = None
         self.scoring = False
         self._host, self._query, self._unproven = host, query, unproven
-        self._redrawn: tuple[Tensor | None, Any] | None = None  # the prompt of `generate`, its redrawn pictures encoded
+        whens = [getattr(getattr(one, "settings", None), "when", None) for one in (*methods.values(), decoder)]
+        self._whens: list[When | None] = whens  # the decoder's last
+        self._gated = [when for when in dict.fromkeys(whens) if when is not None]
+        for one in (*methods.values(), decoder):
+            if any(when.signal == "grounding" for when in self._gated) and one is not None:
+                one.facts.need("grounding", "grounding", "gate")
+        if decoder is not None and whens[-1] is not None and whens[-1].by == "layer":
+            raise ConfigError(
+                f"the gate of '{decoder.name}' decides 'by: layer', and a decoder acts behind all layers: use 'by: now', which"
+                " costs it nothing"
+            )
+        if host.across and any(when.signal in LOOKING for when in self._gated):
+            raise UnsupportedModelError(
+                f"a gate looks at the attention on the image, and '{host.model.config.model_type}' reads its image by"  # type: ignore[union-attr]
+                " cross-attention, which is not looked at: use the signal entropy, probability or divergence"
+            )
+        #: Who draws other pictures than the prompt's, by name; and, of the `generate` under way, its prompt, and what each
+        #: has drawn, encoded.
+        self._drawers: dict[Any, Redraw] = {when: draw for when in self._gated if (draw := drawing(when)) is not None}
+        if decoder is not None and decoder.redraws:
+            self._drawers[decoder.name] = decoder.redraw
+        self._redrawn: dict[Any, tuple[Tensor | None, Any]] = {}
         self._call: Mapping[str, Any] = {}  # the arguments of the `generate` under way
         self._called = False
         self.effects = Effects(methods, decoder)
@@ -57,15 +83,16 @@ class Runner:
         cache = compat.renamed(kwargs).get(CACHE)
         if cache is not None and self.reading is not None and self.reading.cache() is cache and self.reading.seen:
             check_turn(self._host, self._pictures(kwargs), self.reading.seen, self.reading.seen, self._reads_again)
-        redrawn = {} if self.decoder is None else self.decoder.redraw(kwargs)
-        if redrawn:
-            encoded = compat.encoded_pictures(self._host.model, {**kwargs, **redrawn})
-            self._redrawn = None if encoded is None else (ids, encoded)
+        for name, draw in self._drawers.items():
+            redrawn = draw(kwargs)
+            encoded = compat.encoded_pictures(self._host.model, {**kwargs, **redrawn}) if redrawn else None
+            if encoded is not None:
+                self._redrawn[name] = ids, encoded
         try:
             with self._around():
                 yield
         finally:
-            self._redrawn, self._call = None, {}
+            self._redrawn, self._call = {}, {}
 
     def generate(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], default: Any
@@ -115,9 +142,10 @@ class Runner:
         if not self.methods and self.decoder is None and self._record is None:
             return original(**kwargs)
         as_tuple = False
-        if self.decoder is not None:
+        if self.decoder is not None or self._gated:
             as_tuple = kwargs.get("return_dict") is False
             kwargs = {**kwargs, "return_dict": True}
+        if self.decoder is not None:
             _check_contrast(kwargs)
         with self._around():
             output = self._forward(original, kwargs)
@@ -194,8 +222,9 @@ class Runner:
 
     @property
     def _reads_again(self) -> bool:
-        """Whether a branch reads the prompt of each turn, with its pictures, from the beginning."""
-        return self.decoder is not None and self.decoder.own_prompt
+        """Whether a branch, or a gate's, reads the prompt of each turn, with its pictures, from the beginning."""
+        ahead = any(when.signal in AHEAD for when in self._gated)
+        return ahead or (self.decoder is not None and self.decoder.own_prompt)
 
     def _pictures(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that carry pictures."""
@@ -204,7 +233,7 @@ class Runner:
 
     def _open(self, layout: Layout, conversation: Conversation) -> Reading:
         """Open the sessions and the contrast of a prompt, and choose how it is read."""
-        if self.decoder is not None:
+        if self.decoder is not None or self._gated:
             layout.require_left_padding()
         contrast = None if self.decoder is None else self.decoder.start(layout, self.scoring)
         if contrast is not None and self.decoder is not None and self.decoder.needs_image:
@@ -213,31 +242,48 @@ class Runner:
         record = self._record
         if record is not None:
             record.begin(layout)
-        prompt = Prompt(layout, [method.start(layout) for method in self.methods.values()], record)
+        sessions = [method.start(layout) for method in self.methods.values()]
+        prompt = Prompt(layout, sessions, self._gates(layout, conversation), record)
         if contrast is None:
             return Reading(self._host, prompt, conversation)
+        if contrast.candidates:
+            return Looking(self._host, prompt, conversation, contrast)
         if contrast.branch is None:
             return Contrasted(self._host, prompt, conversation, contrast)
         self._host.check_forks(contrast.branch.first if contrast.branch.carries else 0, self._unproven)
         thin.install(self._host)
-        fork = Fork(contrast.branch, layout, prompt.edits, self._host.across, self._host.latent)
+        fork = Fork(contrast.branch, layout, prompt.edits, self._host.across, self._host.latent, not prompt.gates)
         if contrast.branch.carries:
             return Riding(self._host, prompt, conversation, contrast, fork)
-        apart = Ahead if contrast.ahead else Apart
-        return apart(self._host, prompt, conversation, contrast, fork, self._redraw)
+        redraw = partial(self._redraw, None if self.decoder is None else self.decoder.name)
+        return Apart(self._host, prompt, conversation, contrast, fork, redraw)
 
-    def _redraw(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The pictures that the decoder redraws, as forward arguments; none where it draws none."""
-        decoder, encoded = self.decoder, self._redrawn
-        if decoder is None or not decoder.redraws:
+    def _gates(self, layout: Layout, conversation: Conversation) -> Gates:
+        """The gates of a prompt."""
+        if not self._gated:
+            return Gates([None] * len(self.methods))
+        facts = next(one.facts for one in (*self.methods.values(), self.decoder) if one is not None)
+
+        def scout(when: When) -> Scout | None:
+            if when.signal not in AHEAD:
+                return None
+            self._host.check_forks(0)
+            thin.install(self._host)
+            redraw = partial(self._redraw, when) if when in self._drawers else None
+            return Scout(self._host, when, layout, conversation, redraw)
+
+        return Gates.made(self._whens[:-1], self._whens[-1], layout, facts, scout)
+
+    def _redraw(self, drawer: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The pictures that a drawer draws, as forward arguments; none where it draws none."""
+        if drawer not in self._drawers:
             return {}
         if ENCODED not in kwargs:
-            return decoder.redraw(kwargs)
-        if encoded is None:
-            raise LayoutError(
-                f"{decoder.name} redraws pictures, but these came encoded ({ENCODED}): pass pixel_values instead"
-            )
-        ids, pictures = encoded
+            return self._drawers[drawer](kwargs)
+        if drawer not in self._redrawn:
+            name = f"the gate on {drawer.signal}" if isinstance(drawer, When) else drawer
+            raise LayoutError(f"{name} redraws pictures, but these came encoded ({ENCODED}): pass pixel_values instead")
+        ids, pictures = self._redrawn[drawer]
         batch = len(kwargs["input_ids"])
         copies = batch // (batch if ids is None else len(ids))  # beams and several answers per prompt
         return {ENCODED: compat.repeated_pictures(self._host.model, ids, pictures, copies)}
@@ -255,6 +301,7 @@ class Runner:
         pictures = self._pictures(kwargs)
         chosen = [*self.methods.values(), *([] if self.decoder is None else [self.decoder])]
         needy = [f"{one.kind} '{one.name}'" for one in chosen if one.needs_image]
+        needy += [f"the gate on {when.signal}" for when in self._gated if when.signal in (*AHEAD, *LOOKING)]
         if needy and not has_image:
             raise LayoutError(
                 f"{needy[0]} needs an image and the prompt has no image token: add an image to the message and"

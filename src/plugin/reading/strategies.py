@@ -4,7 +4,8 @@
 - `Contrasted`: the decoder looks at the model alone (DoLa, SGRS).
 - `Riding`: a branch that carries the methods' edits rides along (DeCoRe, HICD, JuICE).
 - `Apart`: the branch reads prompts of its own and rides along behind them (VCD, CAD ...).
-- `Ahead`: the unedited model and the branch run ahead of every pass, in caches of their own (CG-VLM).
+
+Gates (`gates.py`) go with each: what decides about a token runs in front of the pass that reads it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +24,16 @@ from ..branches.decoder import Contrast
 from ..branches.fork import Fork
 from ..branches.positions import Positions
 from ..core.attention import merge
-from ..core.compat import CACHE, cache_undone, new_cache
+from ..core.compat import CACHE, saved_cache
+from ..core.edits import Edits
 from ..core.graph import keeping_graph
 from ..core.host import Host
 from ..core.layout import Step
 from .conversation import Conversation
-from .passes import Call, Whole, passes_of
-from .prompt import Edits, Prompt
-
-Redraw = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # arguments of a forward -> those with other pictures
+from .gates import Gates
+from .passes import Call, Whole, one_by_one, passes_of, rehearsed
+from .prompt import Prompt
+from .scout import Redraw
 
 NOTHING = torch.empty(0)  # the branch's logits of a pass in which none rides
 
@@ -49,12 +52,37 @@ class Reading:
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         """Read the prompt. Returns the output, scores in the place of its logits."""
         self.read_text()
+        self.decide(original, kwargs)
         return self.judged(*self.passes(kwargs).read(self.run, original, kwargs, self.layout.unread))
 
     def go_on(self, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
         """A pass behind the prompt. Returns the output, scores in the place of its logits."""
         self.check(step.start, len(given(kwargs)))
+        if self.one_by_one and step.count > 1:
+            return one_by_one(partial(self.go_on, original), kwargs, step)
+        for gate in self.gates.all:
+            if gate.scout is not None:
+                gate.open(gate.opened_at(gate.scout.go_on(original, kwargs, step)))
         return self.judged(*self.run(original, kwargs, step))
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether several tokens behind the prompt are read in a pass for each."""
+        return bool(self.gates)
+
+    @property
+    def gates(self) -> Gates:
+        return self.prompt.gates
+
+    def decide(self, original: Call, kwargs: dict[str, Any]) -> None:
+        """Let gates that decide of the token under way decide of the first, by the plain model's reading of the prompt."""
+        step, gates = self.layout.unread, self.gates
+        for gate in gates.all:
+            if gate.scout is not None:
+                gate.open(gate.opened_at(gate.scout.read(original, kwargs)))
+        if gates.rehearsing:
+            output = rehearsed(self.host, merge(gates.watch(step)), original, kwargs, step)
+            gates.decide(output.logits[:, -1])
 
     def read_text(self) -> None:
         """Read the prompt without its image, where a method asks for that."""
@@ -68,7 +96,32 @@ class Reading:
         return passes_of(self.host, self.prompt, kwargs, self.layout.unread)
 
     def run(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
-        """One pass of the model with its edits: the output, and the branch's logits of its last rows, if any."""
+        """A pass of the model with its edits: the output, and the branch's logits of its last rows, if any.
+
+        Where a gate decides by the token under way, the pass runs with it shut, and once more if it opens.
+        """
+        gates, scored = self.gates, step.start + step.count >= self.layout.length
+        for gate in gates.all:
+            gate.begin(scored)
+        if gates.rehearsing and not step.reading:
+            gates.close()
+            restore, emptied = self.saved(), saved_cache(kwargs[CACHE])
+
+            def undo() -> None:
+                restore()
+                emptied()
+
+            output, weak = self.once(original, kwargs, step)
+            if gates.decide(output.logits[:, -1], undo):
+                output, weak = self.once(original, kwargs, step)
+        else:
+            output, weak = self.once(original, kwargs, step)
+        for gate in gates.all if scored else ():
+            gate.end(output.logits[:, -1])
+        return output, weak
+
+    def once(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
+        """The same with the gates as they stand."""
         with self.host.staged(self.prompt.plan(step), step.start, self.layout.length):
             output, weak = self.carry(original, kwargs, step)
         self.seen = step.start + step.count
@@ -88,29 +141,67 @@ class Reading:
         """Take over, from the reading of the turn before, what is not read again."""
         for session, before in zip(self.prompt.sessions, earlier.prompt.sessions, strict=True):
             session.resume(before)
+        for scout, former in zip(self.gates.scouts, earlier.gates.scouts, strict=True):
+            scout.resume(former)
 
     # ---- its life ----------------------------------------------------------------------------------------------------
 
     def follow(self, cache: Any) -> None:
-        """The prompt lies in this cache from now on."""
+        """The prompt lies in this cache from now on. Beams that reorder it reorder what is kept here, too."""
         self.cache = weakref.ref(cache, lambda _: self.clear())
+        if not self.stateful:
+            return
+        base, kind = self.cache, type(cache)
+
+        def reorder_cache(beam_idx: Tensor) -> None:
+            kind.reorder_cache(base(), beam_idx)
+            self.select(beam_idx)
+
+        cache.reorder_cache = reorder_cache
+
+    def select(self, rows: Tensor) -> None:
+        """Take these batch rows of what is kept, as a beam search does with the cache."""
+        self.gates.select(rows)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether anything is kept that must follow the cache."""
+        return bool(self.gates)
 
     def clear(self) -> None:
         """Let go of everything that a cache which is gone would have needed."""
         self.conversation.clear()
+        for scout in self.gates.scouts:
+            scout.clear()
 
     def check(self, start: int, rows: int) -> None:
-        """Raises LayoutError where the caller's cache no longer holds what the decoder's state follows."""
+        """Raises LayoutError where the caller's cache no longer holds what is kept here."""
+        if self.stateful and (start, rows) != (self.seen, self.layout.batch):
+            raise LayoutError(
+                f"the cache holds {start} tokens and {rows} rows were passed, but the decoder or a gate has followed"
+                f" {self.seen} tokens of {self.layout.batch} rows: a cache that is cropped, repeated or selected from cannot"
+                " be continued under it; read the prompt again"
+            )
+
+    def saved(self) -> Callable[[], None]:
+        """What takes back all that the passes from now on add to what is kept."""
+        seen, restores = self.seen, (self.conversation.saved(), self.gates.saved())
+
+        def restore() -> None:
+            self.seen = seen
+            for undo in restores:
+                undo()
+
+        return restore
 
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Take back what the passes inside add to what is kept."""
-        seen = self.seen
+        restore = self.saved()
         try:
-            with self.conversation.undone():
-                yield
+            yield
         finally:
-            self.seen = seen
+            restore()
 
 
 class Contrasted(Reading):
@@ -123,6 +214,7 @@ class Contrasted(Reading):
     def scores(self, base: Tensor, weak: Tensor | None) -> Tensor:
         """What the decoder makes of logits [B, T, V] and of the branch's [N, T, V]."""
         scores, rows = self.contrast.combine(base, weak), self.contrast.contrasted
+        scores = self.gates.scaled(scores, base)
         return scores if rows is None else torch.where(rows.to(scores.device)[:, None, None], scores, base)
 
     def passes(self, kwargs: Mapping[str, Any]) -> Whole:
@@ -133,9 +225,9 @@ class Contrasted(Reading):
         """What of the decoder's own takes part where the prompt is rehearsed."""
         return ()
 
-    def run(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
+    def once(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         self.contrast.begin(step, None if step.reading else kwargs.get("input_ids"))
-        plan = self.prompt.plan(step, [self.contrast.watch(step)], lasting=not self.contrast.ahead)
+        plan = self.prompt.plan(step, [self.contrast.watch(step)])
         with self.host.staged(plan, step.start, self.layout.length):
             output, weak = self.carry(original, kwargs, step)
         self.seen = step.start + step.count
@@ -153,43 +245,23 @@ class Contrasted(Reading):
         output.logits = self.scores(output.logits.float(), None)
         return output
 
-    def follow(self, cache: Any) -> None:
-        """Beams that reorder the caller's cache reorder what the decoder keeps, too."""
-        super().follow(cache)
-        base, kind = self.cache, type(cache)
-
-        def reorder_cache(beam_idx: Tensor) -> None:
-            kind.reorder_cache(base(), beam_idx)
-            self.select(beam_idx)
-
-        cache.reorder_cache = reorder_cache
-
     def select(self, rows: Tensor) -> None:
-        """Take these batch rows of what the decoder keeps, as a beam search does with the cache."""
+        super().select(rows)
         memory = self.contrast.memory
         self.contrast.memory = {name: held.index_select(0, rows.to(held.device)) for name, held in memory.items()}
 
     @property
     def stateful(self) -> bool:
-        """Whether anything is kept that must follow the cache."""
-        return bool(self.contrast.memory)
+        return bool(self.contrast.memory) or super().stateful
 
-    def check(self, start: int, rows: int) -> None:
-        if self.stateful and (start, rows) != (self.seen, self.layout.batch):
-            raise LayoutError(
-                f"the cache holds {start} tokens and {rows} rows were passed, but the decoder has followed {self.seen}"
-                f" tokens of {self.layout.batch} rows: a cache that is cropped, repeated or selected from cannot be"
-                " continued under a decoder; read the prompt again"
-            )
+    def saved(self) -> Callable[[], None]:
+        memory, former = self.contrast.memory, super().saved()
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        memory = self.contrast.memory
-        try:
-            with super().undone():
-                yield
-        finally:
+        def restore() -> None:
             self.contrast.memory = memory
+            former()
+
+        return restore
 
 
 class Riding(Contrasted):
@@ -227,14 +299,14 @@ class Riding(Contrasted):
         super().clear()
         self.fork.cache.clear()
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        grown = self.fork.cache.grown.copy()
-        try:
-            with super().undone():
-                yield
-        finally:
+    def saved(self) -> Callable[[], None]:
+        grown, former = self.fork.cache.grown.copy(), super().saved()
+
+        def restore() -> None:
             self.fork.cache.grown = grown
+            former()
+
+        return restore
 
 
 class Apart(Riding):
@@ -254,6 +326,7 @@ class Apart(Riding):
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         self.read_text()
+        self.decide(original, kwargs)
         with self.positions.noted():
             output, _ = self.passes(kwargs).read(self.run, original, kwargs, self.layout.unread)
         return self.judged(output, self.read_own(original, kwargs))
@@ -267,80 +340,6 @@ class Apart(Riding):
             weak = self.fork.read(original, kwargs, self.host.model, self.host.decoder, self.positions)
         self.contrast.redrawn = {}
         return weak
-
-
-class Ahead(Apart):
-    """The unedited model and the branch run ahead of each pass; the contrast weighs what both say."""
-
-    def __init__(
-        self,
-        host: Host,
-        prompt: Prompt,
-        conversation: Conversation,
-        contrast: Contrast,
-        fork: Fork,
-        redraw: Redraw,
-    ):
-        super().__init__(host, prompt, conversation, contrast, fork, redraw)
-        self.unedited = new_cache(host.decoder.config)
-
-    def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
-        self.read_text()
-        step = self.layout.unread
-        with torch.no_grad():
-            with self.host.staged({}, step.start, self.layout.length), self.positions.noted():
-                base = original(**{**kwargs, **self._unedited(step)}).logits
-            self._weigh(base, self.read_own(original, kwargs))
-        return self.judged(*self.passes(kwargs).read(self.run, original, kwargs, step))
-
-    def go_on(self, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
-        self.check(step.start, len(given(kwargs)))
-        host, own = self.host, {**kwargs, **self._unedited(step)}
-        with torch.no_grad(), host.staged({}, step.start, self.layout.length):
-            output, weak = self.fork.ride(original, own, host.stage, host.decoder, step)
-        self._weigh(output.logits, weak)
-        return self.judged(*self.run(original, kwargs, step))
-
-    def resume(self, earlier: Any) -> None:
-        super().resume(earlier)
-        self.unedited = earlier.unedited
-
-    def _unedited(self, step: Step) -> dict[str, Any]:
-        """The arguments in which a pass of the unedited model differs from the caller's."""
-        valid = self.layout.valid
-        answered = valid.new_ones(len(valid), max(0, step.start + step.count - self.layout.length))
-        return {
-            "attention_mask": torch.cat([valid, answered], dim=1).long(),
-            CACHE: self.unedited,
-            "logits_to_keep": int(step.reading),
-            **{"use_cache": True, "output_hidden_states": False},
-        }
-
-    def _weigh(self, base: Tensor, weak: Tensor) -> None:
-        weak = weak.float()
-        self.contrast.weigh(base[:, -weak.shape[1] :].float().to(weak.device), weak)
-
-    def rehearsed(self, step: Step) -> Sequence[Edits]:
-        return [self.contrast.watch(step)]
-
-    def carry(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
-        return Reading.carry(self, original, kwargs, step)
-
-    def judged(self, output: Any, weak: Tensor) -> Any:
-        return Contrasted.judged(self, output, weak)
-
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self.unedited.reorder_cache(rows)
-
-    def clear(self) -> None:
-        super().clear()
-        self.unedited = new_cache(self.host.decoder.config)
-
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        with cache_undone(self.unedited), super().undone():
-            yield
 
 
 def given(kwargs: Mapping[str, Any]) -> Tensor:

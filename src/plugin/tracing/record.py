@@ -93,6 +93,7 @@ class Record:
     def watch(self, step: Step) -> dict[int, list[Edit]]:
         """The probes of a pass; none where it ends before the prompt does."""
         assert self._layout is not None
+        self._seen.clear()  # of a pass that is run again
         last = step.start + step.count - 1
         if last < self._layout.length - 1:
             return {}

@@ -31,7 +31,7 @@ from ...common.errors import CalibrationError, ConfigError, UnsupportedModelErro
 from ...common.validation import describe
 from ..branches.heads import Head, best_heads
 from ..calibration.sections import how_to_get
-from ..core.method import ModelFacts, Settings
+from ..core.method import ModelFacts, Values
 from .grounding import answer_text, word_table
 from .record import Chosen, Record
 
@@ -39,7 +39,7 @@ Section = Literal["image_heads", "visual_heads", "concept_heads", "retrieval_hea
 SECTIONS: tuple[Section, ...] = ("image_heads", "visual_heads", "concept_heads", "retrieval_heads")
 
 
-class TraceSettings(Settings):
+class TraceSettings(Values):
     """What `attach(..., trace=)` takes: True for these defaults, or a mapping."""
 
     heads: Literal["auto", "all"] | Section | list[Head] = Field(

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import sightline
+import torch
 from sightline.plugin.branches.decoder import DECODERS
 
 from tests.helpers import naive, tiny
 from tests.helpers import reference as ref
 from tests.helpers.cases import _case, _compare, _gaze, _gift, _var, _vhr
-from tests.helpers.engine import METHODS, entry
+from tests.helpers.engine import METHODS, entry, generate
 from tests.helpers.rules import (
     SOME,
     compare,
@@ -46,6 +48,17 @@ def _in_rows_of_all(name: str, **settings: object) -> None:
     compare(FAMILY, {name: {"head_list": SOME, **settings}}, scaled(gain_table(SOME, 0.0)))
 
 
+def _gated(name: str, when: dict[str, object], reference: naive.Reference) -> None:
+    case = tiny.get(FAMILY)
+    prompt, model = case.inputs(1), naive.of(case.model)
+    config = {"methods": [{name: {"layers": [1, 2], "when": when}}]}
+    with sightline.attach(case.model, config, query=naive.question):
+        answer = generate(case.model, prompt)
+    expected = reference(model, prompt, answer.tokens[0, :-1].tolist())
+    torch.testing.assert_close(answer.scores[0].double(), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - naive.Reference()(model, prompt, answer.tokens[0, :-1].tolist())).abs().max() > 1e-2
+
+
 #: How each method is held against its reference, once; its own test file goes through the settings and families.
 REFERENCES: dict[str, Callable[[], object]] = {
     "vhr": lambda: _compare(_case("gqa"), [{"vhr": {}}], [_vhr(_case("gqa"))]),
@@ -66,6 +79,14 @@ REFERENCES: dict[str, Callable[[], object]] = {
     ),
     "ocr_sink": lambda: compare(FAMILY, {"ocr_sink": {"beta": 0.4, "head_list": SOME}}, ocr_sink(0.4, SOME)),
     "focus": _focused,
+    "cgvlm": lambda: _gated(
+        "cgvlm",
+        {"signal": "interaction", "above": 1.5, "picture": "random"},
+        naive.CGVLM(threshold=1.5, layers=[1, 2]),
+    ),
+    "cai": lambda: _gated(
+        "cai", {"signal": "entropy", "above": 4.5, "by": "layer"}, naive.CAI(layers=[1, 2], above=4.5)
+    ),
     "faith": lambda: _in_rows_of_all("faith", rows="all"),
     "head_gain": lambda: _in_rows_of_all("head_gain", gain=0.0),
 }

@@ -103,7 +103,7 @@ def turns(family: str) -> tuple[bool, ...]:
 TALKS = [(family, picture) for family in FAMILIES for picture in turns(family)]
 
 
-@pytest.mark.parametrize("name", [name for name in BASIC if name != "cgvlm"])
+@pytest.mark.parametrize("name", BASIC)
 @pytest.mark.parametrize(("family", "picture"), TALKS)
 def test_decoders_continue_as_if_all_were_read_at_once(family: str, picture: bool, name: str) -> None:
     setup, talk = naive.SETUPS[name], Talk(family, picture)
@@ -125,11 +125,13 @@ def test_steady_methods_continue_as_if_all_were_read_at_once(family: str, pictur
         assert_alike(answer(talk, talk.turn(talk.say())), expected)
 
 
+GATED = {"signal": "interaction", "above": 1.5, "picture": "random"}
 MOVING: list[dict[str, Any]] = [
     *({"methods": [entry(name)]} for name in METHODS if name not in STEADY),
     {"methods": [HELD]},
     {"methods": [entry("vhr"), HELD]},
-    {"decoder": {"cgvlm": naive.SETUPS["cgvlm"].settings}},
+    {"methods": [entry("cgvlm", when=GATED)]},
+    {"methods": [entry("pai", when={"signal": "entropy", "above": 1.0, "by": "now"})]},
 ]
 
 

@@ -40,7 +40,7 @@ def test_a_method_that_acts_says_so_and_warns_of_nothing(name: str) -> None:
         assert "idle" not in report
 
 
-@pytest.mark.parametrize("config", [{"methods": [entry("gift")]}, {"decoder": "cgvlm"}], ids=str)
+@pytest.mark.parametrize("config", [{"methods": [entry("gift")]}], ids=str)
 def test_without_a_question_there_is_nothing_to_do(config: Any) -> None:
     case = shared("llava")
     with attach(config, query=no_question) as plug:

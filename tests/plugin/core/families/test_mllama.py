@@ -105,18 +105,22 @@ def test_an_image_that_comes_encoded() -> None:
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["pai", "var", "gift", "paint"])
+@pytest.mark.parametrize("name", ["pai", "var", "gift", "paint", "vaf", "cgvlm"])
 def test_methods_that_weigh_image_tokens(name: str) -> None:
     with refused(shared("mllama"), UnsupportedModelError, f"method '{name}'", "image tokens", "cross-attention", "vhr"):
         attach({"methods": [{name: SETTINGS.get(name, {})}]})
 
 
-@pytest.mark.parametrize("name", ["avisc", "cgvlm"])
-def test_decoders_that_weigh_image_tokens(name: str) -> None:
-    with refused(
-        shared("mllama"), UnsupportedModelError, f"decoder '{name}'", "image tokens", "cross-attention", "vcd"
-    ):
-        attach({"decoder": name})
+def test_decoders_that_weigh_image_tokens() -> None:
+    with refused(shared("mllama"), UnsupportedModelError, "decoder 'avisc'", "image tokens", "cross-attention", "vcd"):
+        attach({"decoder": "avisc"})
+
+
+@pytest.mark.parametrize("signal", ["image_attention", "grounding"])
+def test_gates_that_look_at_the_image(signal: str) -> None:
+    when = {"signal": signal, "below": 0.1}
+    with refused(shared("mllama"), UnsupportedModelError, "gate", "cross-attention", "entropy", "divergence"):
+        attach({"when": when, "methods": ["zerotuning"]})
 
 
 @pytest.mark.parametrize("name", ["pasta", "spotlight"])

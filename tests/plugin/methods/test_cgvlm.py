@@ -8,18 +8,18 @@ import pytest
 import sightline
 import torch
 from sightline import CalibrationError, ConfigError, LayoutError, UnsupportedModelError
-from sightline.decoders.cgvlm import random_pixels
-from sightline.plugin.reading.strategies import Ahead
+from sightline.plugin.branches.pictures import random_pixels
 
 from tests.helpers import naive, tiny
 from tests.helpers.engine import NEW, calibration, entry, generate, prompts, shared
 from tests.helpers.refusal import refused
 
-OPTIONS = naive.SETUPS["cgvlm"].options
+OPTIONS = {"query": naive.question}
 
 
-def config(**settings: object) -> dict[str, object]:
-    return {"decoder": {"cgvlm": {"layers": [1, 2], **settings}}}
+def config(threshold: float = 1.0, picture: str = "random", **settings: object) -> dict[str, list[object]]:
+    when = {"signal": "interaction", "above": threshold, "picture": picture}
+    return {"methods": [{"cgvlm": {"layers": [1, 2], "when": when, **settings}}]}
 
 
 @pytest.mark.parametrize("family", ["llava_gqa", "qwen2_vl"])
@@ -29,13 +29,11 @@ def test_the_gate_opens_and_closes(family: str) -> None:
     inputs = prompts(case, "padded")
     with sightline.attach(case.model, config(threshold=1.5), **OPTIONS) as plug:
         tokens = generate(case.model, inputs, max_new_tokens=6).tokens
-        opened = plug.report()["cgvlm"]["opened"]
-        last = plug.report()["cgvlm"]["spread"]
+        opened = plug.report()["cgvlm"]["gate"]["opened"]
     for i, answer in enumerate(tokens.tolist()):
         row = case.row(inputs, i)
         spread = naive.CGVLM().spread(naive.of(case.model), row, answer[:-1])
         assert opened[i] == int((spread > 1.5).sum())
-        assert last[i] == pytest.approx(float(spread[-1]), rel=1e-3)
     assert 0 < sum(opened) < tokens.numel()
 
 
@@ -47,10 +45,10 @@ def test_a_gate_that_never_opens_is_the_plain_model(how: dict[str, object]) -> N
     for methods in ([], [entry("vhr"), entry("pai")]):
         with sightline.attach(case.model, {"methods": methods}, calibration=calibration(case)):
             bare = generate(case.model, inputs, **how)
-        closed = {"methods": methods, **config(threshold=1e6)}
+        closed = {"methods": [*methods, *config(threshold=1e6)["methods"]]}
         with sightline.attach(case.model, closed, calibration=calibration(case), **OPTIONS) as plug:
             ours = generate(case.model, inputs, **how)
-            assert not any(plug.report()["cgvlm"]["opened"])
+            assert not any(plug.report()["cgvlm"]["gate"]["opened"])
         assert ours.same_bits(bare)
 
 
@@ -59,7 +57,7 @@ def test_a_gate_that_is_always_open_boosts_every_row() -> None:
     inputs = prompts(case, "padded")
     with sightline.attach(case.model, config(threshold=-1.0), **OPTIONS) as plug:
         ours = generate(case.model, inputs)
-        assert plug.report()["cgvlm"]["opened"] == [NEW] * 3
+        assert plug.report()["cgvlm"]["gate"]["opened"] == [NEW] * 3
     reference = naive.CGVLM(threshold=-1.0, layers=[1, 2])
     for i, answer in enumerate(ours.tokens.tolist()):
         expected = reference(naive.of(case.model), case.row(inputs, i), answer[:-1])
@@ -90,36 +88,47 @@ def test_secondary_sinks_get_no_bonus(family: str) -> None:
     assert (ours.scores[:, 0] - boosted.scores[:, 0]).abs().amax() > 0.01
 
 
-def test_what_runs_ahead_follows_the_beams() -> None:
-    """Two beams of one prompt that said different things; the second one wins and goes on in both."""
+@pytest.mark.parametrize("name", ["released", "no picture", "seed"])
+def test_settings_and_beams(name: str) -> None:
+    """Greedy answers and beams are the reference's: what runs ahead has followed its beams."""
+    gate, ours, theirs = {
+        "released": ({"above": 1.5, "picture": "random"}, {}, {"threshold": 1.5}),
+        "no picture": (
+            {"above": 2.5, "candidates": 9},
+            {"alpha": 2.0, "layers": [1]},
+            {"threshold": 2.5, "seed": None, "alpha": 2.0, "candidates": 9, "layers": [1]},
+        ),
+        "seed": (
+            {"above": 1.0, "picture": "random", "seed": 3, "candidates": 256},
+            {"layers": [0, 3]},
+            {"threshold": 1.0, "seed": 3, "candidates": 256, "layers": [0, 3]},
+        ),
+    }[name]
     case = shared("llava_gqa")
-    row = prompts(case, "one")
-    inputs = {key: value.repeat(2, *[1] * (value.ndim - 1)) for key, value in row.items()}
-    mask = inputs["attention_mask"]
-    with sightline.attach(case.model, config(), **OPTIONS) as plug, torch.no_grad():
-        cache = case.model(**inputs, use_cache=True).past_key_values
-        for tokens in ([40, 120], [77, 77]):
-            mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
-            case.model(input_ids=torch.tensor(tokens)[:, None], attention_mask=mask, past_key_values=cache)
-            if tokens[0] != tokens[1]:
-                cache.reorder_cache(torch.tensor([1, 1]))
-        spread = plug.report()["cgvlm"]["spread"]
-    model = naive.of(case.model)
-    expected, other = (float(naive.CGVLM().spread(model, row, [first, 77])[-1]) for first in (120, 40))
-    assert spread == pytest.approx([expected, expected], rel=1e-3)
-    assert abs(other / expected - 1) > 0.01
+    pair, model = prompts(case, "pair"), naive.of(case.model)
+    reference = naive.CGVLM(**{"layers": [1, 2], **theirs})  # type: ignore[arg-type]
+    when = {"signal": "interaction", **gate}
+    with sightline.attach(case.model, config(when=when, **ours), **OPTIONS):
+        greedy = generate(case.model, pair, max_new_tokens=5)
+        beams = generate(case.model, pair, max_new_tokens=5, num_beams=3).tokens.tolist()
+    for i, answer in enumerate(greedy.tokens.tolist()):
+        expected = reference(model, case.row(pair, i), answer[:-1])
+        torch.testing.assert_close(greedy.scores[i].double(), expected, atol=1e-3, rtol=1e-3)
+        assert beams[i] == naive.beams(model, reference, case.row(pair, i), 5, 3)
 
 
 def test_what_runs_ahead_is_freed_with_the_cache() -> None:
     case = shared("llava_gqa")
     with sightline.attach(case.model, config(), **OPTIONS) as plug:
         out = case.model.generate(**prompts(case, "one"), max_new_tokens=2, return_dict_in_generate=True)
-        assert isinstance(plug.reading, Ahead)
-        assert plug.reading.unedited.get_seq_length() == out.past_key_values.get_seq_length()
+        assert plug.reading is not None
+        (scout,) = plug.reading.gates.scouts
+        assert scout.cache.get_seq_length() == out.past_key_values.get_seq_length()
         gone = weakref.ref(out.past_key_values)
         del out
         assert gone() is None
-        assert plug.reading.unedited.get_seq_length() == 0
+        assert scout.cache.get_seq_length() == 0
+        assert not scout.fork.cache.prompt
 
 
 def test_random_pixels() -> None:
@@ -143,11 +152,10 @@ def test_random_pixels() -> None:
 def test_settings() -> None:
     case = shared("llava")
     for settings, kind, words in (
-        ({"alpha": -0.5}, ConfigError, ("decoder.cgvlm.alpha", "-0.5")),
-        ({"candidates": 1}, ConfigError, ("decoder.cgvlm.candidates", "1")),
-        ({"threshold": float("nan")}, ConfigError, ("decoder.cgvlm.threshold", "nan")),
-        ({"picture": "noise"}, ConfigError, ("decoder.cgvlm.picture", "random", "none")),
-        ({"layers": []}, ConfigError, ("decoder.cgvlm.layers",)),
+        ({"alpha": -0.5}, ConfigError, ("methods[0].cgvlm.alpha", "-0.5")),
+        ({"threshold": float("nan")}, ConfigError, ("methods[0].cgvlm.when.above", "nan")),
+        ({"picture": "noise"}, ConfigError, ("methods[0].cgvlm.when.picture", "random", "none")),
+        ({"layers": []}, ConfigError, ("methods[0].cgvlm.layers",)),
         ({"layers": [1, 7]}, CalibrationError, ("cgvlm.layers", "7", "0..3")),
     ):
         with refused(case, kind, *words):
@@ -171,7 +179,7 @@ def test_random_pixels_need_pixels() -> None:
     inputs = prompts(case, "one")
     pixels = inputs.pop("pixel_values")
     given = {"mm_encoder_outputs": {"image": case.model.get_image_features(pixel_values=pixels, return_dict=True)}}
-    with refused(case, LayoutError, "cgvlm", "pixel_values"), sightline.attach(case.model, config(), **OPTIONS):
+    with refused(case, LayoutError, "interaction", "pixel_values"), sightline.attach(case.model, config(), **OPTIONS):
         case.model(**inputs, **given)
     with sightline.attach(case.model, config(picture="none", threshold=-1.0), **OPTIONS):
         encoded = case.model(**inputs, **given).logits

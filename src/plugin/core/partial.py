@@ -1,0 +1,135 @@
+"""Edits by a part of their strength, one for each batch row: what a gate makes of a method's edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...common.errors import UnsupportedModelError
+from .edits import PROBES, Add, Bias, Disperse, Edit, Edits, Gain, Input, InputProbe, Mass, Reweight, Rows, Shift
+from .layout import Step
+
+
+def partly(edits: Edits, strength: Tensor, step: Step) -> Edits:
+    """The edits of a pass by a share of their strength [B]: 0 leaves a row as it is, at 1 they are what they were.
+
+    While a prompt is read, what looks before it acts still looks where every share is 0.
+    """
+    if bool((strength == 1).all()):
+        return edits
+    shut = not bool((strength > 0).any())
+    parts = {layer: [_part(edit, strength, step, shut) for edit in some] for layer, some in edits.items()}
+    return {layer: kept for layer, some in parts.items() if (kept := [one for one in some if one is not None])}
+
+
+def late(edits: Edits, decide: Callable[[Tensor], Tensor], step: Step) -> Edits:
+    """The edits by a share that each layer decides from the state [B, q, hidden] that enters it: decide(state) [B].
+
+    Raises UnsupportedModelError for edits that are carried out before a layer runs.
+    """
+    made: dict[int, list[Edit]] = {}
+    for layer, some in edits.items():
+        if all(isinstance(edit, PROBES) for edit in some):
+            made[layer] = list(some)
+            continue
+        strength = torch.zeros(step.layout.batch, device=step.layout.ids.device)
+        told: list[tuple[Tensor, Tensor]] = []  # which rows an edit names, and which of them are open
+        parts = [_late(edit, strength, step, told) for edit in some]
+        made[layer] = [InputProbe(partial(_decide, decide, strength, told)), *parts]
+    return made
+
+
+def _decide(
+    decide: Callable[[Tensor], Tensor], strength: Tensor, told: Sequence[tuple[Tensor, Tensor]], hidden: Tensor
+) -> None:
+    strength.copy_(decide(hidden))
+    for named, opened in told:
+        opened.copy_(named & (strength > 0)[:, None].to(named.device))
+
+
+def _late(edit: Edit, strength: Tensor, step: Step, told: list[tuple[Tensor, Tensor]]) -> Edit:
+    if isinstance(edit, PROBES):
+        return edit
+    if not isinstance(edit, Gain | Mass | Reweight | Add):
+        raise UnsupportedModelError(
+            f"a gate by layer decides when a layer runs, and {type(edit).__name__.lower()} edits are made before: use"
+            " 'by: previous' or 'by: now'"
+        )
+    if isinstance(edit, Gain):
+        factor = edit.factor
+        function = (lambda output: factor) if isinstance(factor, Tensor) else factor
+        return replace(edit, factor=_scaled(function, strength, 1))
+    if isinstance(edit, Add):
+        return Add(_scaled(edit.value, strength, 0))
+    rows = edit.rows or Rows(0, step.count, strength.new_ones(len(strength), step.count, dtype=torch.bool))
+    opened = torch.zeros_like(rows.active)
+    told.append((rows.active, opened))
+    rows = replace(rows, active=opened)
+    if isinstance(edit, Mass):
+        return replace(edit, rule=_scaled(edit.rule, strength, 0), rows=rows)
+    return replace(edit, change=_blended(edit.change, strength), rows=rows)
+
+
+def _part(edit: Edit, strength: Tensor, step: Step, shut: bool) -> Edit | None:
+    if isinstance(edit, PROBES):
+        return edit
+    looks = isinstance(edit, Mass | Reweight) or (isinstance(edit, Gain) and not isinstance(edit.factor, Tensor))
+    if shut and not (step.reading and looks):
+        return None
+    if isinstance(edit, Gain):
+        factor = edit.factor
+        if isinstance(factor, Tensor):
+            return replace(edit, factor=1 + _share(strength, factor) * (factor - 1))
+        return replace(edit, factor=_scaled(factor, strength, 1))
+    if isinstance(edit, Bias):
+        return Bias(_share(strength, edit.bias) * edit.bias)
+    if isinstance(edit, Shift):
+        return Shift(_share(strength, edit.offset[None]) * edit.offset)
+    if isinstance(edit, Disperse):
+        return Disperse(edit.heads & (strength > 0)[:, None].to(edit.heads.device))
+    if isinstance(edit, Add):
+        return Add(_scaled(edit.value, strength, 0))
+    if isinstance(edit, Input):
+        change = edit.change
+        return Input(lambda hidden: hidden + _share(strength, hidden) * (change(hidden) - hidden))
+    every = Rows(0, step.count, strength.new_ones(len(strength), step.count, dtype=torch.bool))
+    rows = edit.rows or every
+    rows = replace(rows, active=rows.active & (strength > 0)[:, None].to(rows.active.device))
+    if isinstance(edit, Mass):
+        return replace(edit, rule=_scaled(edit.rule, strength, 0), rows=rows)
+    between = bool(((strength > 0) & (strength < 1)).any())
+    return replace(edit, change=_blended(edit.change, strength) if between else edit.change, rows=rows)
+
+
+def _share(strength: Tensor, like: Tensor) -> Tensor:
+    """The strength [B] to multiply something [B or 1, ..] with."""
+    return strength.to(like.device).view(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+
+
+def _scaled(function: Callable[[Tensor], Tensor], strength: Tensor, neutral: float) -> Callable[[Tensor], Tensor]:
+    """A function whose answer [B, ..] is drawn towards `neutral`, which changes nothing."""
+
+    def scaled(values: Tensor) -> Tensor:
+        answer = function(values)
+        return neutral + _share(strength, answer) * (answer - neutral)
+
+    return scaled
+
+
+def _blended(
+    change: Callable[[Tensor, Tensor, slice], Tensor], strength: Tensor
+) -> Callable[[Tensor, Tensor, slice], Tensor]:
+    """A change of weights by a share of it in their logarithms, which scales whatever it adds to logits."""
+
+    def blended(weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+        new, share = change(weights.clone(), logits, keys), _share(strength, weights)
+        ratio = torch.where(weights > 0, new / weights, 1)
+        mixed = torch.where(weights > 0, weights * ratio**share, share * new)
+        total = torch.lerp(weights.sum(-1, keepdim=True), new.sum(-1, keepdim=True), share)
+        return mixed * (total / mixed.sum(-1, keepdim=True))
+
+    return blended
