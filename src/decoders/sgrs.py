@@ -30,7 +30,7 @@ from torch import Tensor
 from ..common.errors import ConfigError, UnsupportedModelError
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.branches.rules import NEVER
-from ..plugin.core.edits import Edit, Reweight
+from ..plugin.core.edits import Edit, Keys, Reweight
 from ..plugin.core.layout import Layout, Step
 from ..plugin.core.method import ModelFacts, Settings
 
@@ -107,10 +107,10 @@ class SGRSContrast(Contrast):
                 return {}
         return {layer: [Reweight(partial(self._see, layer), rows)] for layer in self.decoder.layers}
 
-    def _see(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+    def _see(self, layer: int, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
         if not weights.requires_grad:  # the first target layer's, where the model's own weights want no gradients
             weights.requires_grad_()
-        self.weights.setdefault(layer, []).append((weights, keys))
+        self.weights.setdefault(layer, []).append((weights, keys.prompt))
         return weights
 
     @torch.no_grad()

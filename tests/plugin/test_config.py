@@ -162,7 +162,10 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "no YAML": ("methods: [vhr", ("not valid YAML", "line")),
     "a tab": ("methods:\n\t- vhr", ("not valid YAML", "line 2")),
     "a python object": ("methods: !!python/object/apply:os.system ['true']", ("not valid YAML", "python/object")),
-    "an unknown key": ("method: [vhr]", ("unknown key 'method'", "did you mean 'methods'", "calibration, when, methods")),
+    "an unknown key": (
+        "method: [vhr]",
+        ("unknown key 'method'", "did you mean 'methods'", "calibration, when, methods"),
+    ),
     "an unknown method": ("methods: [vhr, gfit]", ("methods[1]", "unknown method 'gfit'", "did you mean 'gift'")),
     "an unknown setting": ("methods:\n- var: {roh: 0.5}", ("methods[0].var.roh", "did you mean 'rho'", "min_visual")),
     "a wrong type": ("methods:\n- var: {rho: much}", ("methods[0].var.rho", "number", "much")),

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ...common.errors import UnsupportedModelError
 from ..core.attention import (
-    Call,
     LayerPlan,
     Stage,
     edit_queries,
@@ -25,6 +24,8 @@ from ..core.attention import (
     explicit_attention,
     plain_attention,
 )
+from ..core.edits import Keys
+from ..core.explicit import Call
 from ..core.extras import Extras
 from ..core.layout import Step
 from .cache import Pair
@@ -264,7 +265,7 @@ class Rider:
         prompt, grown = pieces
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         held, behind, count = prompt[0].shape[2], grown[0].shape[2], query.shape[2]
-        start = fork.cache.length - held
+        start, length = fork.cache.length - held, fork.layout.length
         case = held, behind, window, query.device
         if case not in self._masks:
             seen = fork.cache.visible(held, behind, count, window, query.device)
@@ -275,7 +276,9 @@ class Rider:
             mask=self._masks[case],
             scale=scale,
             causal=False,
-            keys=slice(start, max(start, fork.layout.length)) if fork.branch.carries else slice(0, 0),
+            keys=Keys(slice(start, max(start, length)), length - start)
+            if fork.branch.carries
+            else Keys(slice(0, 0), 0),
             extras=Extras.of(kwargs),
         )
         return explicit_attention(plan or LayerPlan(), call)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -27,24 +26,19 @@ from .edits import (
     Gain,
     Input,
     InputProbe,
+    Keys,
     Mass,
     OutputProbe,
-    Reweight,
-    Rows,
     Shift,
-    WeightProbe,
-    log_weights,
 )
+from .explicit import Call, WeightEdit, edited_weights, explicit_rows, in_chunks
 from .extras import Extras
+from .groups import scale_groups
 from .shards import Shard
 
 IMPLEMENTATION = "sightline"  # the name under which transformers knows this function
 EAGER = "sightline_eager"  # the same for a decoder that sdpa cannot compute, with the masks of eager attention
 SLOT = "_sightline"  # attribute of an attention module that holds the `Stage` of its model
-CHUNK_ELEMENTS = 1 << 24  # float32 weights alive at once while a prompt is read: 64 MiB
-
-
-WeightEdit = Bias | Mass | Reweight | WeightProbe
 
 
 @dataclass(frozen=True)
@@ -71,20 +65,9 @@ class LayerPlan:
             return self
         return self.of([shard.edit(e) for e in (*self.weights, *self.outputs, *self.inputs, *self.queries)])
 
-    @cached_property
-    def _explicit(self) -> tuple[Mass | Reweight | WeightProbe, ...]:
-        """The edits that need explicit weights; biases alone stay on the fused kernel."""
-        return tuple(e for e in self.weights if not isinstance(e, Bias))
-
-    @cached_property
-    def every_row(self) -> bool:
-        """Whether each row of the pass gets explicit weights, so that sdpa need not run at all."""
-        return any(e.rows is None for e in self._explicit)
-
-    def span(self, count: int) -> tuple[int, int]:
-        """The smallest run of the pass's `count` rows that holds every row in need of explicit weights."""
-        bounds = [(e.rows.start, e.rows.stop) if e.rows is not None else (0, count) for e in self._explicit]
-        return min((b[0] for b in bounds), default=0), max((b[1] for b in bounds), default=0)
+    def acting(self) -> list[WeightEdit]:
+        """The edits of weights that have something to do in this pass."""
+        return [e for e in self.weights if not (isinstance(e, Mass) and e.groups() is None)]
 
 
 Plan = Mapping[int, LayerPlan]  # by layer index; a layer that is not in it runs plain
@@ -121,60 +104,15 @@ class Stage:
     fewer: Mapping[int, Shard] = field(default_factory=dict)  # layers that have fewer heads than others
     eager: bool = False  # layers without edits run on the eager function of their model file, not on sdpa
 
+    def keys(self, count: int, total: int) -> Keys:
+        """What the `total` keys of a layer stand for, the pass's own `count` among them."""
+        # A sliding cache has dropped its oldest keys; a static one has room after the newest.
+        first = max(0, self.start + count - total)
+        return Keys(slice(first, max(first, min(self.prompt, first + total))), self.prompt - first)
+
     def part(self, layer: int) -> Shard | None:
         """Which of the heads that edits speak of the layer computes here; None: all."""
         return self.shard or self.fewer.get(layer)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One layer's attention in one pass: query [B, H, q, d] and the keys and values that it sees.
-
-    They come in one or more pieces [B, Hkv, K_i, d] that follow each other; K is their sum. The mask is as sdpa takes it.
-    """
-
-    query: Tensor
-    pieces: tuple[tuple[Tensor, Tensor], ...]
-    mask: Tensor | None
-    scale: float
-    causal: bool  # without a mask, row i of the pass sees the keys before it, and its own
-    keys: slice  # the prompt positions that the first keys stand for
-    extras: Extras = field(default_factory=lambda: Extras())
-
-    def logits(self, first: int, last: int) -> Tensor:
-        """Scaled, capped and masked logits of rows `first:last`, float32 [B, H, r, K]."""
-        batch, heads, _, size = self.query.shape
-        # Query heads that share a key head stand together, so that keys are never repeated.
-        packed = self.query[:, :, first:last].reshape(batch, self.pieces[0][0].shape[1], -1, size) * self.scale
-        parts = [torch.matmul(packed, key.transpose(2, 3)) for key, _ in self.pieces]
-        logits = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).float()
-        logits = self.extras.on(logits.view(batch, heads, last - first, -1), first, last)
-        if self.mask is not None:
-            mask = self.mask[:, :, first:last]
-            if mask.dtype != torch.bool:
-                return logits + mask
-            visible = mask
-        elif self.causal:
-            ahead = logits.shape[-1] - self.query.shape[2]  # keys of earlier turns
-            rows = torch.arange(first, last, device=logits.device) + ahead
-            visible = torch.arange(logits.shape[-1], device=logits.device) <= rows[:, None]
-        else:
-            return logits
-        # The least finite number, not -inf: a row of padding sees nothing and must not become NaN.
-        return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-
-    def outputs(self, weights: Tensor) -> Tensor:
-        """Head outputs [B, r, H, d] of weights [B, H, r, K], or of K + 1 with sinks, whose value is zero."""
-        values = [value for _, value in self.pieces]
-        weights = weights[..., : sum(value.shape[2] for value in values)]
-        batch, heads, rows, total = weights.shape
-        packed = weights.to(values[0].dtype).view(batch, values[0].shape[1], -1, total)
-        if len(values) == 1:
-            output = torch.matmul(packed, values[0])
-        else:
-            shares = packed.split([value.shape[2] for value in values], dim=-1)
-            output = torch.stack([torch.matmul(w, v) for w, v in zip(shares, values, strict=True)]).sum(0)
-        return output.view(batch, heads, rows, -1).transpose(1, 2).contiguous()  # as sdpa gives it: some models view it
 
 
 def attention(
@@ -219,45 +157,42 @@ def edited_attention(
     """sdpa with the edits of `plan`: head outputs [B, q, H, d]."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = edit_queries(plan, query, getattr(module, "scaling", scale) / scale)
-    count, total = query.shape[2], key.shape[2]
-    # A sliding cache has dropped its oldest keys; a static one has room after the newest.
-    offset = max(0, stage.start + count - total)
-    keys = slice(offset, max(offset, min(stage.prompt, offset + total)))
+    count = query.shape[2]
     causal = kwargs.get("is_causal")
     causal = count > 1 and bool(getattr(module, "is_causal", True) if causal is None else causal)
+    if causal and attention_mask is None and stage.start == 0:  # the room of a static cache holds nothing yet
+        key, value = key[:, :, :count], value[:, :, :count]
+    keys = stage.keys(count, key.shape[2])
     call = Call(query, ((key, value),), attention_mask, scale, causal, keys, Extras.of(kwargs))
 
-    bias = _fused_bias(plan.weights, keys, total)
-    chunk = max(1, CHUNK_ELEMENTS // (query.shape[0] * query.shape[1] * total))
-    every_row = plan.every_row or (bias is not None and stage.eager)  # eager functions take no bias
-    if every_row and count <= chunk:
-        output = call.outputs(_edited(call, plan.weights, 0, count)[0])
+    edits = plan.acting()
+    explicit = [edit for edit in edits if not isinstance(edit, Bias)]
+    biased = len(explicit) < len(edits)
+    every_row = any(edit.rows is None for edit in explicit) or (biased and stage.eager)  # eager functions take no bias
+    start, stop = (0, count) if every_row or biased else _span(explicit)
+    if len(call.chunks(start, stop)) > 1 and stage.start + count <= stage.prompt and not stage.eager:
+        scaled = scale_groups(call, edits, start, stop)
+        if scaled is not None:
+            return edit_outputs(plan, scaled)
+    if every_row:
+        return edit_outputs(plan, explicit_rows(call, edits))
+    if biased:
+        output = _biased(call, [edit for edit in edits if isinstance(edit, Bias)], module, scaling, kwargs)
     else:
-        plain = plain_attention(module)
-        if bias is not None and not stage.eager:
-            given = kwargs.get("position_bias")
-            bias = bias.to(query).expand(-1, -1, count, -1)
-            kwargs["position_bias"] = bias if given is None else bias + given
-        output, _ = plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        start, stop = (0, count) if every_row else plan.span(count)
-        if start < stop and output.requires_grad:
-            output = output.clone()  # the kernel's backward needs its own output as it was
-        for first in range(start, stop, chunk):
-            last = min(first + chunk, stop)
-            weights, changed = _edited(call, plan.weights, first, last)
-            if every_row:
-                output[:, first:last] = call.outputs(weights)
-            elif changed is not None:
-                kept = output[:, first:last]
-                output[:, first:last] = torch.where(changed[:, :, None, None], call.outputs(weights), kept)
-
+        output, _ = plain_attention(module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if explicit and output.requires_grad:
+        output = output.clone()  # the kernel's backward needs its own output as it was
+    for first, last in call.chunks(*_span(explicit)):
+        weights, changed = edited_weights(call, edits, first, last)
+        if changed is not None:
+            kept = output[:, first:last]
+            output[:, first:last] = torch.where(changed[:, :, None, None], call.outputs(weights), kept)
     return edit_outputs(plan, output)
 
 
 def explicit_attention(plan: LayerPlan, call: Call) -> Tensor:
     """Head outputs [B, q, H, d] of a call whose rows all get explicit weights and the edits of `plan`."""
-    count = call.query.shape[2]
-    return edit_outputs(plan, call.outputs(_edited(call, plan.weights, 0, count)[0]))
+    return edit_outputs(plan, explicit_rows(call, plan.acting()))
 
 
 def edit_queries(plan: LayerPlan, query: Tensor, scaled: float) -> Tensor:
@@ -285,41 +220,25 @@ def edit_outputs(plan: LayerPlan, output: Tensor) -> Tensor:
     return output
 
 
-def _edited(call: Call, edits: Sequence[WeightEdit], first: int, last: int) -> tuple[Tensor, Tensor | None]:
-    """Weights [B, H, r, K] of rows `first:last` after `edits`, and which rows [B, r] the edits with `rows` changed."""
-    weights, logits = call.extras.weights(call.logits(first, last), first)
-    changed = None
-    for edit in edits:
-        if isinstance(edit, Bias):
-            bias = edit.bias[..., call.keys].to(logits)[:, :, None]
-            bias = nn.functional.pad(bias, (0, logits.shape[-1] - bias.shape[-1]))
-            logits, weights = logits + bias, torch.softmax(log_weights(weights) + bias, dim=-1)
-        elif isinstance(edit, WeightProbe):
-            low, high = max(edit.rows.start, first), min(edit.rows.stop, last)
-            if low < high:
-                seen = weights if call.extras.sinks is None else weights[..., :-1]
-                edit.see(seen[:, :, low - first : high - first], call.keys, low)
-        elif edit.rows is None:
-            weights = edit(weights, logits, call.keys)
-        else:
-            active = _active(edit.rows, first, last).to(weights.device)
-            # The edit may work in place: the rows it must leave alone are taken from a copy.
-            weights = torch.where(active[:, None, :, None], edit(weights.clone(), logits, call.keys), weights)
-            changed = active if changed is None else changed | active
-    return weights, changed
+def _biased(
+    call: Call, biases: Sequence[Bias], module: nn.Module, scaling: float | None, kwargs: dict[str, Any]
+) -> Tensor:
+    """sdpa with biases on the prompt's keys: head outputs [B, q, H, d]."""
+    (key, value), given = call.pieces[0], kwargs.get("position_bias")
+    summed = torch.stack(torch.broadcast_tensors(*(edit.bias for edit in biases))).sum(0)[..., call.keys.prompt]
+    bias = nn.functional.pad(summed, (0, key.shape[2] - summed.shape[-1]))[:, :, None].to(call.query)
+
+    def rows(first: int, last: int) -> Tensor:  # a bias by heads makes a mask by heads
+        own = bias if given is None else bias + (given if given.shape[2] == 1 else given[:, :, first:last])
+        told = {**kwargs, "scaling": scaling, "position_bias": own}
+        return sdpa_attention_forward(module, call.query[:, :, first:last], key, value, call.seen(first, last), **told)[
+            0
+        ]
+
+    return in_chunks(call, rows)
 
 
-def _fused_bias(edits: Sequence[WeightEdit], keys: slice, total: int) -> Tensor | None:
-    """The sum of all biases, over the keys of this pass: [B or 1, H or 1, 1, K]."""
-    biases = [e.bias for e in edits if isinstance(e, Bias)]
-    if not biases:
-        return None
-    summed = torch.stack(torch.broadcast_tensors(*biases)).sum(0)[..., keys]
-    return nn.functional.pad(summed, (0, total - summed.shape[-1]))[:, :, None]
-
-
-def _active(rows: Rows, first: int, last: int) -> Tensor:
-    """`rows.active` cut to rows `first:last`: [B, last - first]."""
-    inside = rows.active[:, max(first - rows.start, 0) : max(last - rows.start, 0)]
-    before = min(max(rows.start - first, 0), last - first)
-    return nn.functional.pad(inside, (before, last - first - before - inside.shape[1]))
+def _span(edits: Sequence[WeightEdit]) -> tuple[int, int]:
+    """The smallest run of the pass's rows that holds every row which these edits name."""
+    bounds = [(edit.rows.start, edit.rows.stop) for edit in edits if not isinstance(edit, Bias) and edit.rows]
+    return min((b[0] for b in bounds), default=0), max((b[1] for b in bounds), default=0)

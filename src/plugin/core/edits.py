@@ -43,6 +43,18 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """What the keys of a pass stand for: the first columns are the prompt positions `prompt`.
+
+    answer: the column of the first generated token, negative where a sliding cache has dropped it; a number, or a tensor
+    of one where a graph is to serve every prompt.
+    """
+
+    prompt: slice
+    answer: int | Tensor
+
+
+@dataclass(frozen=True)
 class Gain:
     """Multiply head outputs. `factor` is [B or 1, H], or a function from the outputs [B, q, H, d] of this pass to it.
 
@@ -74,28 +86,38 @@ class Bias:
 class Mass:
     """Scale groups of keys by what their attention masses ask for.
 
-    `groups()` is [B, n, g]: the weight of each prompt key in each group (mostly 0 or 1; groups may overlap).
-    `rule(masses)` maps masses [B, H, R, g] (float32) to coefficients [B, H, R, c]. Key j's weight is multiplied by
-    1 + sum_c coefficients_c * basis_jc, where `basis()` is [B, n, c] and defaults to the groups.
-    With `renormalise` the row is divided by its new sum; without, the rule must keep the sum itself.
-    The two functions are called when the layer runs, so that an earlier layer of the same pass can decide them.
+    `groups()` is [B, n, g]: the weight of each prompt key in each group (mostly 0 or 1; groups may overlap); None where
+    the layer has nothing to scale. `rule(masses)` maps masses [B, H, R, g] (float32) to coefficients [B, H, R, c]. Key
+    j's weight is multiplied by 1 + sum_c coefficients_c * basis_jc, where `basis()` is [B, n, c] and defaults to the
+    groups. With `renormalise` the row is divided by its new sum; without, the rule must keep the sum itself.
+    The functions are called when the layer runs, so that an earlier layer of the same pass can decide them.
     `rows` None means every row of the pass.
     """
 
-    groups: Callable[[], Tensor]
+    groups: Callable[[], Tensor | None]
     rule: Callable[[Tensor], Tensor]
     basis: Callable[[], Tensor] | None = None
     renormalise: bool = False
     rows: Rows | None = None
 
-    def __call__(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        prompt = weights[..., : keys.stop - keys.start]
-        batch, heads, rows, length = prompt.shape
-        groups = self.groups()[:, keys].to(weights)
-        masses = torch.bmm(prompt.reshape(batch, heads * rows, length), groups).view(batch, heads, rows, -1)
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The groups and the basis, where there are some."""
+        groups = self.groups()
+        assert groups is not None
+        return groups, groups if self.basis is None else self.basis()
+
+    def change(self, weights: Tensor, columns: slice | Tensor) -> Tensor:
+        """By what share the weights [B, H, R, L] of the prompt keys `columns` grow."""
+        batch, heads, rows, length = weights.shape
+        groups, basis = (table[:, columns].to(weights) for table in self.tables())
+        masses = torch.bmm(weights.reshape(batch, heads * rows, length), groups).view(batch, heads, rows, -1)
         coefficients = self.rule(masses).reshape(batch, heads * rows, -1)
-        basis = groups if self.basis is None else self.basis()[:, keys].to(weights)
-        change = torch.bmm(coefficients, basis.transpose(1, 2)).view(batch, heads, rows, length)
+        return torch.bmm(coefficients, basis.transpose(1, 2)).view(weights.shape)
+
+    def __call__(self, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
+        length = keys.prompt.stop - keys.prompt.start
+        prompt = weights[..., :length]
+        change = self.change(prompt, keys.prompt)
         if torch.is_grad_enabled():  # autograd keeps the weights it saw: build new ones
             weights = torch.cat([prompt * (1 + change), weights[..., length:]], dim=-1)
         else:
@@ -105,20 +127,21 @@ class Mass:
 
 @dataclass(frozen=True)
 class Reweight:
-    """Replace weights by those that `change(weights, logits, keys)` returns.
+    """Replace weights by those that `change(weights, logits, keys, *along)` returns.
 
-    It gets weights and scaled, masked logits [B, H, R, K] in float32 and `keys`, the slice of prompt positions that the
-    first columns stand for; it returns new weights of that shape.
+    It gets weights and scaled, masked logits [B, H, R, K] in float32 and `keys`; it returns new weights of that shape.
+    `along()`: what it needs to know of the prompt's tokens, tensors [B, n]; it gets the columns of `keys.prompt`.
     `headwise`: it treats each head by itself and all alike, so that a process that holds some of the heads (`shards.py`)
     needs no others.
     """
 
-    change: Callable[[Tensor, Tensor, slice], Tensor]
+    change: Callable[..., Tensor]
     rows: Rows | None = None
     headwise: bool = False
+    along: Callable[[], tuple[Tensor, ...]] = tuple
 
-    def __call__(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        return self.change(weights, logits, keys)
+    def __call__(self, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
+        return self.change(weights, logits, keys, *(t[:, keys.prompt].to(weights.device) for t in self.along()))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ class Extras:
         sinks = kwargs.get("s_aux")
         return cls(kwargs.get("softcap"), kwargs.get("position_bias"), kwargs.get("sinks") if sinks is None else sinks)
 
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing of the kind."""
+        return self.cap is None and self.bias is None and self.sinks is None
+
     def on(self, logits: Tensor, first: int, last: int) -> Tensor:
         """The logits of rows `first:last` of the pass [B, H, r, K], capped and biased."""
         if self.cap is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import UnsupportedModelError
-from .edits import PROBES, Add, Bias, Disperse, Edit, Edits, Gain, Input, InputProbe, Mass, Reweight, Rows, Shift
+from .edits import PROBES, Add, Bias, Disperse, Edit, Edits, Gain, Input, InputProbe, Keys, Mass, Reweight, Rows, Shift
 from .layout import Step
 
 
@@ -120,13 +120,11 @@ def _scaled(function: Callable[[Tensor], Tensor], strength: Tensor, neutral: flo
     return scaled
 
 
-def _blended(
-    change: Callable[[Tensor, Tensor, slice], Tensor], strength: Tensor
-) -> Callable[[Tensor, Tensor, slice], Tensor]:
+def _blended(change: Callable[..., Tensor], strength: Tensor) -> Callable[..., Tensor]:
     """A change of weights by a share of it in their logarithms, which scales whatever it adds to logits."""
 
-    def blended(weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        new, share = change(weights.clone(), logits, keys), _share(strength, weights)
+    def blended(weights: Tensor, logits: Tensor, keys: Keys, *along: Tensor) -> Tensor:
+        new, share = change(weights.clone(), logits, keys, *along), _share(strength, weights)
         ratio = torch.where(weights > 0, new / weights, 1)
         mixed = torch.where(weights > 0, weights * ratio**share, share * new)
         total = torch.lerp(weights.sum(-1, keepdim=True), new.sum(-1, keepdim=True), share)

@@ -81,8 +81,10 @@ class Shard:
         """A function of all heads for those at hand; they stand in these dimensions of its argument and its result."""
         return lambda values: self.cut(function(self.gather(values, given)), answered)
 
-    def _changed(self, change: Callable[[Tensor, Tensor, slice], Tensor]) -> Callable[[Tensor, Tensor, slice], Tensor]:
-        return lambda weights, logits, keys: self.cut(change(self.gather(weights, 1), self.gather(logits, 1), keys), 1)
+    def _changed(self, change: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda weights, logits, *rest: self.cut(
+            change(self.gather(weights, 1), self.gather(logits, 1), *rest), 1
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..core.edits import Edit, InputProbe, Reweight, boosted
+from ..core.edits import Edit, InputProbe, Keys, Reweight, boosted
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session, Settings
 from ..core.registry import register
@@ -94,6 +94,6 @@ class CAISession(Session):
         least = alike.masked_fill(~image, torch.inf).amin(-1, keepdim=True)
         self.weights = torch.sigmoid(SHARPNESS * (alike - least)) * image
 
-    def _raise(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        share = self.weights[:, :, keys].to(logits)[:, None]
+    def _raise(self, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
+        share = self.weights[:, :, keys.prompt].to(logits)[:, None]
         return boosted(weights, share * logits[..., : share.shape[-1]].abs(), share > 0)

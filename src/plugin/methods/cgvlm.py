@@ -18,7 +18,7 @@ from functools import partial
 from pydantic import Field
 from torch import Tensor
 
-from ..core.edits import Edit, Reweight, boosted
+from ..core.edits import Edit, Keys, Reweight, boosted
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session, Settings
 from ..core.registry import register
@@ -71,7 +71,7 @@ class CGVLMSession(Session):
             edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows))
         return edits
 
-    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
+    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
+        image = self.boostable[layer][:, keys.prompt].to(logits.device)[:, None, None]
         bonus = self.method.settings.alpha * logits[..., : image.shape[-1]].abs().mean(1, keepdim=True)
         return boosted(weights, bonus, image)

@@ -178,15 +178,10 @@ def enhance(masses: Tensor, kept: int, beta: float) -> Tensor:
 
     masses: [B, H, R, 3] of the image, the question and the multiplied image.
     """
-    visual, query, multiplied = masses.unbind(-1)
-    looking, listening = _top(visual, kept), _top(query, kept)
-    before = (visual * looking).sum(1, keepdim=True)
+    both = masses[..., :2]
+    chosen = torch.zeros_like(both).scatter_(1, both.topk(kept, dim=1).indices, 1.0)  # who looks, who listens
+    before, after = (masses[..., ::2] * chosen[..., :1]).sum(1, keepdim=True).unbind(-1)
     looked = before > 0
-    ratio = (multiplied * looking).sum(1, keepdim=True) / torch.where(looked, before, 1.0)
-    ratio = torch.where(looked, ratio, torch.ones_like(ratio))
-    return torch.stack([looking, listening * (beta * ratio - 1)], dim=-1)
-
-
-def _top(mass: Tensor, kept: int) -> Tensor:
-    """1 for the `kept` heads with the largest mass in each row, else 0: [B, H, R]."""
-    return torch.zeros_like(mass).scatter_(1, mass.topk(kept, dim=1).indices, 1.0)
+    ratio = torch.where(looked, after / torch.where(looked, before, 1.0), 1.0)
+    chosen[..., 1] *= beta * ratio - 1
+    return chosen

@@ -10,8 +10,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from ..core.edits import own_key
-from ..core.layout import Layout
+from ..core.edits import Keys, own_key
 from ..core.method import ModelFacts, Settings
 
 
@@ -35,12 +34,11 @@ class Guard:
             plain = facts.calibration.replies.tokens
         self.limit = None if settings.guard is None or plain is None else settings.guard * plain
 
-    def within(self, logits: Tensor, layout: Layout, keys: slice) -> Tensor | bool:
+    def within(self, logits: Tensor, keys: Keys) -> Tensor | bool:
         """Which rows may be boosted [B, 1, R, 1]; a row at the prompt's end decides about the reply's first token.
 
-        logits: masked [B, H, R, K], of which `keys` are prompt positions `keys.start` and on.
+        logits: masked [B, H, R, K], whose columns stand for `keys`.
         """
         if self.limit is None:
             return True
-        written = own_key(logits) - (layout.length - keys.start) + 1
-        return written < self.limit
+        return own_key(logits) - keys.answer + 1 < self.limit

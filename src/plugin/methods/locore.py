@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.edits import Edit, Reweight, log_weights, own_key, visible
+from ..core.edits import Edit, Keys, Reweight, log_weights, own_key, visible
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session, Settings
 from ..core.registry import register
@@ -47,28 +47,28 @@ class LocoRE(Method):
         self.layers = facts.check_layers(layers, "locore.layers")
 
     def start(self, layout: Layout) -> LocoRESession:
-        return LocoRESession(self, layout)
+        return LocoRESession(self)
 
 
 class LocoRESession(Session):
-    def __init__(self, method: LocoRE, layout: Layout):
-        self.method, self.layout = method, layout
+    def __init__(self, method: LocoRE):
+        self.method = method
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         if step.reading:
             return {}
         return {layer: [Reweight(self._reinforce, headwise=True)] for layer in self.method.layers}
 
-    def _reinforce(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
+    def _reinforce(self, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
         settings = self.method.settings
-        recent = recent_keys(logits, self.layout.length - keys.start, settings.window)
+        recent = recent_keys(logits, keys.answer, settings.window)
         if settings.form == "logits":  # on top of what earlier methods made of the weights
             return (log_weights(weights) + settings.beta * torch.where(recent, logits, 0.0)).softmax(-1)
         weights = weights * (1 + settings.beta * recent)
         return weights / weights.sum(-1, keepdim=True) if settings.renormalise else weights
 
 
-def recent_keys(logits: Tensor, first: int, window: int) -> Tensor:
+def recent_keys(logits: Tensor, first: int | Tensor, window: int) -> Tensor:
     """Which keys are generated tokens 1 to window + 1 before the row's own: [B, 1, R, K].
 
     logits: masked, [B, H, R, K]. first: column of the first generated token; negative where a sliding cache dropped it.

@@ -15,12 +15,12 @@ Ours, where the calibration says what it needs: the boost ends behind a reply of
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 from pydantic import Field
 from torch import Tensor
 
-from ..core.edits import Edit, Reweight, boosted
+from ..core.edits import Edit, Keys, Reweight, boosted
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session
 from ..core.registry import register
@@ -74,10 +74,12 @@ class PAISession(Session):
             if rows is None or not self.method.settings.prompt:
                 return edits
         for layer in self.method.layers:
-            edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows, headwise=True))
+            edits.setdefault(layer, []).append(Reweight(self._boost, rows, headwise=True, along=self._image(layer)))
         return edits
 
-    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
+    def _image(self, layer: int) -> Callable[[], tuple[Tensor]]:
+        return lambda: (self.boostable[layer],)
+
+    def _boost(self, weights: Tensor, logits: Tensor, keys: Keys, image: Tensor) -> Tensor:
         bonus = self.method.settings.alpha * logits[..., : image.shape[-1]].abs()
-        return boosted(weights, bonus, image & self.method.guard.within(logits, self.layout, keys))
+        return boosted(weights, bonus, image[:, None, None] & self.method.guard.within(logits, keys))

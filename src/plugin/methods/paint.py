@@ -15,7 +15,7 @@ What paper and release say apart from that, and what is ours: docs/methods/paint
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...common.errors import LayoutError, UnsupportedModelError
-from ..core.edits import Edit, Reweight, boosted
+from ..core.edits import Edit, Keys, Reweight, boosted
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session
 from ..core.registry import register
@@ -94,16 +94,20 @@ class PAINTSession(Session):
             if rows is None:
                 return edits
         for layer in self.method.layers:
-            edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows, headwise=True))
+            edits.setdefault(layer, []).append(Reweight(self._boost, rows, headwise=True, along=self._image(layer)))
         return edits
 
-    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        if self.share is None:  # only now has the tower run, where the model is called outside `generate`
-            self.share = self._shares()
-        share = self.share[:, keys].to(logits)[:, None, None]
-        image = self.boostable[layer][:, keys].to(logits.device)[:, None, None]
-        bonus = share * logits[..., : share.shape[-1]].abs()
-        return boosted(weights, bonus, image & self.method.guard.within(logits, self.layout, keys))
+    def _image(self, layer: int) -> Callable[[], tuple[Tensor, Tensor]]:
+        def along() -> tuple[Tensor, Tensor]:
+            if self.share is None:  # only now has the tower run, where the model is called outside `generate`
+                self.share = self._shares()
+            return self.boostable[layer], self.share
+
+        return along
+
+    def _boost(self, weights: Tensor, logits: Tensor, keys: Keys, image: Tensor, share: Tensor) -> Tensor:
+        bonus = share[:, None, None] * logits[..., : share.shape[-1]].abs()
+        return boosted(weights, bonus, image[:, None, None] & self.method.guard.within(logits, keys))
 
     def _shares(self) -> Tensor:
         """What the pictures of this turn ask for, behind what those before did."""

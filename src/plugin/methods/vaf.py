@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.edits import Edit, Reweight, boosted
+from ..core.edits import Edit, Keys, Reweight, boosted
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session, Settings
 from ..core.registry import register
@@ -62,6 +62,6 @@ class VAFSession(Session):
                 return {}
         return {layer: [Reweight(self._scale, rows, headwise=True)] for layer in self.method.layers}
 
-    def _scale(self, weights: Tensor, logits: Tensor, keys: slice) -> Tensor:
-        change = self.change[:, keys].to(logits)[:, None, None]
+    def _scale(self, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
+        change = self.change[:, keys.prompt].to(logits)[:, None, None]
         return boosted(weights, change * logits[..., : change.shape[-1]], torch.ones_like(change, dtype=torch.bool))

@@ -85,6 +85,9 @@ class VARSession(Session):
         self.sinks: dict[int, Tensor] = {}  # [B, n] by layer
         # Visual sinks, text sinks, visual non-sinks [B, n, 3], and secondary sinks among the last where there may be any.
         self.groups: dict[int, Tensor] = {}
+        self.acting: set[int] = (
+            set()
+        )  # layers with a visual sink; the others change nothing and stay on the fused kernel
         self.boostable = Boostable(layout, method.facts, method.layers, method.settings.skip_secondary)
         self.images = layout.image.sum(-1).float()
         self.rows = layout.after_image if method.settings.rows == "after_image" else layout.valid & ~layout.image
@@ -97,8 +100,7 @@ class VARSession(Session):
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         if not step.reading:
-            # A layer whose prompt has no visual sink changes nothing and stays on the fused kernel.
-            return {n: [self._mass(n, None)] for n, groups in self.groups.items() if bool(groups[..., 0].any())}
+            return {layer: [self._mass(layer, None)] for layer in self.acting}
         rows = step.rows(self.rows)
         edits = self.boostable.probes(step)
         for layer in self.method.layers:
@@ -113,7 +115,10 @@ class VARSession(Session):
         def rule(masses: Tensor) -> Tensor:
             return redistribute(masses, images.to(masses.device)[:, None, None], self.method)
 
-        return Mass(lambda: self.groups[layer], rule, lambda: self.groups[layer][..., :3], rows=rows)
+        def groups() -> Tensor | None:
+            return self.groups[layer] if layer in self.acting else None
+
+        return Mass(groups, rule, lambda: self.groups[layer][..., :3], rows=rows)
 
     def _find_sinks(self, layer: int, start: int, hidden: Tensor) -> None:
         """Note the sinks among the prompt tokens of this pass; hidden [B, q, hidden]."""
@@ -129,6 +134,8 @@ class VARSession(Session):
             raised = self.boostable[layer]
             groups[2:] = [groups[2] & raised, groups[2] & ~raised]
         self.groups[layer] = torch.stack(groups, dim=-1).float()
+        if bool(groups[0].any()):
+            self.acting.add(layer)
 
     def idle(self) -> dict[int, str]:
         if not self.groups:

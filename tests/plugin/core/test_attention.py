@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sightline.plugin.core.attention as engine
+import sightline.plugin.core.explicit as explicit
 import torch
 from sightline.plugin.core.edits import (
     Bias,
@@ -430,7 +431,7 @@ def test_chunks_change_nothing(groups: int, elements: int, monkeypatch: pytest.M
     whole = case.run(*edits)
     ((_, at_once),) = seen
     seen.clear()
-    monkeypatch.setattr(engine, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(explicit, "CHUNK_ELEMENTS", elements)
     chunked = case.run(*edits)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6, equal_nan=True)
     assert len(seen) > 1

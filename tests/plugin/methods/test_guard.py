@@ -8,8 +8,7 @@ import pytest
 import sightline
 import torch
 from sightline.common.errors import ConfigError
-from sightline.plugin.core.edits import own_key
-from sightline.plugin.core.layout import read_layout
+from sightline.plugin.core.edits import Keys, own_key
 from sightline.plugin.methods.guard import Guard, GuardSettings
 
 from tests.helpers.engine import assert_message, calibration, entry, generate, prompts, shared
@@ -86,7 +85,6 @@ def test_a_settings_value_that_guards_nothing_is_refused() -> None:
 def test_rows_count_what_was_written_before_them() -> None:
     """Two rows of three prompt tokens (the second padded) and two written ones, with room for one more."""
     case = shared(FAMILY)
-    layout = read_layout(torch.tensor([[5, 6, 7], [1, 8, 9]]), torch.tensor([[1, 1, 1], [0, 1, 1]]), frozenset(), None)
     low = torch.finfo(torch.float32).min
     logits = torch.zeros(2, 4, 2, 6)
     logits[:, :, 0, 4:] = low  # the row of the first written token
@@ -95,11 +93,11 @@ def test_rows_count_what_was_written_before_them() -> None:
     assert own_key(logits).flatten().tolist() == [3, 4, 3, 4]
     facts: Any = type("Facts", (), {"calibration": None})()
     guard = Guard(GuardSettings.model_validate({"guard": 1.0, "plain_tokens": 1.5}), facts)
-    keys = slice(0, 3)
+    keys = Keys(slice(0, 3), 3)
     written = [[1, 2], [1, 2]]  # with the row's own token
     expected = [[count < 1.5 for count in row] for row in written]
-    assert guard.within(logits, layout, keys)[:, 0, :, 0].tolist() == expected
+    assert guard.within(logits, keys)[:, 0, :, 0].tolist() == expected
     # A sliding cache has dropped the first key.
-    assert guard.within(logits[..., 1:], layout, slice(1, 3))[:, 0, :, 0].tolist() == expected
-    assert Guard(GuardSettings(), facts).within(logits, layout, keys) is True
+    assert guard.within(logits[..., 1:], Keys(slice(1, 3), 2))[:, 0, :, 0].tolist() == expected
+    assert Guard(GuardSettings(), facts).within(logits, keys) is True
     assert case.has_images

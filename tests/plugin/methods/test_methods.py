@@ -138,7 +138,7 @@ def test_a_mass_too_small_to_lift_stays() -> None:
 def test_a_layers_mean_needs_the_prompt_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     case = shared("llava")
     config = {"methods": [{"spotlight": {"span": "question", "scope": "layer", "target": 0.5}}]}
-    monkeypatch.setattr("sightline.plugin.core.attention.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("sightline.plugin.core.explicit.CHUNK_ELEMENTS", 10)
     with sightline.attach(case.model, config), pytest.raises(LayoutError) as caught:
         generate(case.model, prompts(case, "one"))
     assert_message(caught.value, "scope: layer", "scope: row")
