@@ -14,7 +14,7 @@ from pathlib import Path
 from sightline import testbed
 
 
-def scenes(folder: Path, number: int = 5) -> None:
+def scenes(folder: Path, number: int = 3) -> None:
     """Generated scenes as a COCO folder: what you would have of photographs."""
     drawn = testbed.scenes("test", number)
     kinds = {name: 1 + at for at, name in enumerate(testbed.CATEGORIES)}
@@ -38,7 +38,7 @@ def main(given: str | None = None, model: str = "embedded") -> None:
         scenes(folder)
     run = [sys.executable, "-m", "sightline"]
     out = "pope-out"
-    asked = ["eval", "pope", model, "--data", str(folder), "--config", "vhr", "--out", out, "--batch", "24"]
+    asked = ["eval", "pope", model, "--data", str(folder), "--config", "vhr", "--out", out, "--batch", "60"]
     subprocess.run([*run, *asked], check=True)
     subprocess.run([*run, "report", out], check=True)
 

@@ -59,10 +59,10 @@ def tokenizer(picture: str = "") -> Any:
 def _llava() -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    size = {"height": 16, "width": 16}
+    size, crop = {"shortest_edge": 16}, {"height": 16, "width": 16}
     own = tokenizer("<|image_pad|>")
     return tf.LlavaProcessor(
-        CLIPImageProcessorPil(size=size, crop_size=size),
+        CLIPImageProcessorPil(size=size, crop_size=crop),
         own,
         patch_size=4,
         vision_feature_select_strategy="default",
