@@ -67,7 +67,7 @@ class Carve(Preprocessor):
     summary = "show the part of the picture that the question makes the model look at"
     source = "arXiv 2509.06461"
     cost = "two short answers in one batch before the answer; explicit weights for their rows in some layers"
-    config = CarveSettings
+    config = CarveSettings  # type: ignore[assignment]  # without a gate: it acts before generate
 
     def __init__(self, settings: CarveSettings, facts: ModelFacts):
         super().__init__(settings, facts)

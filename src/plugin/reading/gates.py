@@ -174,7 +174,9 @@ class Gates:
             for when in dict.fromkeys((*methods, decoder))
             if when is not None
         }
-        return cls([when and gates[when] for when in methods], decoder and gates[decoder])
+        return cls(
+            [None if when is None else gates[when] for when in methods], None if decoder is None else gates[decoder]
+        )
 
     def __bool__(self) -> bool:
         return bool(self.all)
@@ -229,8 +231,8 @@ class Gates:
         scouts = [scout.saved() for scout in self.scouts]
 
         def restore() -> None:
-            for gate, *state in states:
-                gate.memory, gate.strength, gate.tokens, gate.again = state
+            for gate, memory, strength, tokens, again in states:
+                gate.memory, gate.strength, gate.tokens, gate.again = memory, strength, tokens, again
             for undo in scouts:
                 undo()
 
