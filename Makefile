@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OLDEST := $(VENV)/oldest
 SERVING := .venv-serving
-PLAY := .venv-play
 DOCS := .venv-docs
+PLAY := .venv-play
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff LICENSE docs eval calibration $(wildcard src/testbed/*/README.md)
 
 .PHONY: demo test test-all test-versions test-serving test-play check docs docs-site release install clean
@@ -85,11 +85,12 @@ $(SERVING)/installed: pyproject.toml constraints-serving.txt
 	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# Gradio on the versions of constraints.txt; playwright drives the Chromium that is here, or its own.
+# Gradio is not on constraints.txt's pillow yet; playwright drives the Chromium that is here, or its own.
 $(PLAY)/installed: pyproject.toml constraints.txt
 	test -x $(PLAY)/bin/python || $(PYTHON) -m venv $(PLAY)
-	$(PLAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,play]" playwright
+	grep -v '^pillow=' constraints.txt > $(PLAY)/constraints.txt
+	$(PLAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(PLAY)/constraints.txt --editable ".[dev,play]" playwright
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-eval $(SERVING) $(PLAY) $(DOCS) demo-out eval-out build dist
+	rm -rf $(VENV) .venv-eval $(SERVING) $(DOCS) $(PLAY) demo-out eval-out build dist
