@@ -267,7 +267,7 @@ class Runner:
         def scout(when: When) -> Scout | None:
             if when.signal not in AHEAD:
                 return None
-            self._host.check_forks(0)
+            self._host.check_forks(0, self._unproven)
             thin.install(self._host)
             redraw = partial(self._redraw, when) if when in self._drawers else None
             return Scout(self._host, when, layout, conversation, redraw)
