@@ -53,7 +53,7 @@ def test_few_blocks_are_only_looked_at() -> None:
     assert marked == set(ILLUSTRATIVE)
 
 
-ILLUSTRATIVE = (("docs/guides/serving.md", "needs a running server"),)
+ILLUSTRATIVE = (("README.md", "needs a running server"), ("docs/guides/serving.md", "needs a running server"))
 
 
 def test_a_false_page_is_noticed(tmp_path: Path) -> None:
