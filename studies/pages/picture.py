@@ -25,6 +25,7 @@ body * { visibility: hidden }
 article.card, article.card * { visibility: visible }
 article.card { position: fixed; inset: 8px 8px auto 8px; margin: 0; flex-direction: row }
 .card .picture { flex: 0 0 210px }
+.card .picture img { aspect-ratio: 1 }
 .card .columns { display: grid; grid-template-columns: 1fr 1fr; gap: 20px }
 </style>"""
 """Nothing but the first card, on white, as wide as a README."""
