@@ -55,8 +55,10 @@ def application(player: Player) -> Any:
     """The page as an ASGI application."""
     gradio = import_gradio()
     from fastapi import FastAPI, Request
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])  # no other site's name may lead here
 
     @app.middleware("http")
     async def at_home(request: Request, call_next: Any) -> Any:

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,13 @@ def page(request: pytest.FixtureRequest, address: str, browser: Any) -> Iterator
 
 def wide(page: Any) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth > innerWidth"))
+
+
+def test_only_this_machine_is_served(address: str) -> None:
+    with urllib.request.urlopen(address) as reply:
+        assert reply.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "elsewhere.example"}))
 
 
 def test_a_question_two_answers_and_the_heat(page: Any, address: str) -> None:
