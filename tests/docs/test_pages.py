@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sightline
+import tomllib
 import torch
 from sightline.plugin.core import registry
 
@@ -27,6 +28,12 @@ def test_pages_are_what_code_and_results_say() -> None:
 def test_readme_is_short() -> None:
     text = re.sub("<!--.*?-->", "", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(re.findall(r"\S*\w\S*", text)) <= 1200
+
+
+def test_readme_names_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| extra | for |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(extras)
 
 
 @pytest.mark.parametrize("name", sightline.methods())
