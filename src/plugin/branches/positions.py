@@ -17,6 +17,8 @@ class Positions:
     Rotary attention sees only distances, so a prompt may be moved as a whole. Learned positions (OPT) may not.
     """
 
+    _aside = False  # a pass is under way that nobody notes
+
     def __init__(self, decoder: nn.Module):
         named = [(name.rpartition(".")[2], module) for name, module in decoder.named_modules()]
         self._embeddings = [module for name, module in named if name.startswith("rotary_emb")]
@@ -55,8 +57,19 @@ class Positions:
 
         return self._hooked(move)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Passes inside go on where the noted one ended, and nobody notes them."""
+        before, Positions._aside = Positions._aside, True
+        try:
+            with self.continued():
+                yield
+        finally:
+            Positions._aside = before
+
     def _note(self, positions: Tensor) -> Tensor:
-        self._last = positions[..., -1:]
+        if not Positions._aside:
+            self._last = positions[..., -1:]
         return positions
 
     def _end_alike(self, positions: Tensor) -> Tensor:

@@ -49,15 +49,17 @@ class Looking(Contrasted):
             )
         best = output.logits[:, -1].topk(self.contrast.candidates).indices
         answered = layout.valid.new_ones(layout.batch, step.start + 1 - layout.length)
-        given = {
+        given: dict[str, Any] = {
             "attention_mask": torch.cat([layout.valid, answered], dim=1).long(),
             CACHE: cache,
             **{"use_cache": True, "return_dict": True, "logits_to_keep": 1},
         }
+        if self.positions.last.ndim > 2:  # Qwen lays out the whole mask's, where it is not told
+            given["position_ids"] = self.positions.last + 1
         for tokens in best.T:
             restore = saved_cache(cache)
             plan = merge([*self.prompt.edits(step), self.contrast.watch(step)])
-            with self.host.staged(plan, step.start, layout.length), self.positions.continued():
+            with self.host.staged(plan, step.start, layout.length), self.positions.aside():
                 original(input_ids=tokens[:, None], **given)
             self.contrast.tried(tokens)
             restore()
