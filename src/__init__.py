@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         NoEffectWarning,
         ScoresError,
         SightlineError,
+        UncompiledWarning,
         UnsupportedModelError,
     )
     from .models.loading import load_model
@@ -85,6 +86,7 @@ __all__ = [
     "Shift",
     "SightlineError",
     "Step",
+    "UncompiledWarning",
     "UnsupportedModelError",
     "WeightProbe",
     "attach",
@@ -120,6 +122,7 @@ _HOMES = {
             "ScoresError",
             "NoEffectWarning",
             "SightlineError",
+            "UncompiledWarning",
             "UnsupportedModelError",
         ),
         "common.errors",

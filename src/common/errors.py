@@ -45,6 +45,10 @@ class CallError(SightlineError):
     """A call of an attached model comes where it would change another one's answer, or could not be edited."""
 
 
+class UncompiledWarning(UserWarning):
+    """`generate` compiles, and what is attached cannot be: its passes run as they are."""
+
+
 class NoEffectWarning(UserWarning):
     """A method or a decoder that is attached changes nothing of a prompt, and why."""
 

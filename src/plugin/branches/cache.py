@@ -21,6 +21,7 @@ class BranchCache:
         """valid: which positions are no padding [N, any]; those beyond are none. length: positions of the prompt."""
         self.prompt: dict[int, Pair] = {}
         self.grown: dict[int, Pair] = {}
+        self._room: dict[int, Pair] = {}  # what the grown ones lie at the beginning of
         self.begin(valid, length)
 
     def begin(self, valid: Tensor, length: int) -> None:
@@ -32,7 +33,9 @@ class BranchCache:
         """Add the newest tokens' keys and values of a layer; returns all that lie behind the prompt."""
         old = self.grown.get(layer)
         if old is not None:
-            fresh = torch.cat([old[0], fresh[0]], dim=2), torch.cat([old[1], fresh[1]], dim=2)
+            pairs = zip(old, fresh, self._room.get(layer, (None, None)), strict=True)
+            grown, room = zip(*(_appended(*pair) for pair in pairs), strict=True)
+            fresh, self._room[layer] = grown, room
         self.grown[layer] = fresh
         return fresh
 
@@ -42,6 +45,7 @@ class BranchCache:
             old = self.prompt[layer]
             self.prompt[layer] = torch.cat([old[0], new[0]], dim=2), torch.cat([old[1], new[1]], dim=2)
         self.grown.clear()
+        self._room.clear()
         self.begin(valid, length)
 
     def share(self, layer: int, keys: Tensor, values: Tensor, dropped: int, window: int | None) -> Pair:
@@ -84,8 +88,23 @@ class BranchCache:
 
     def clear(self) -> None:
         """Let go of all keys and values."""
-        self.prompt.clear()
-        self.grown.clear()
+        for store in (self.prompt, self.grown, self._room):
+            store.clear()
+
+
+def _appended(held: Tensor, fresh: Tensor, room: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Held keys or values with fresh ones behind them, and the room that both lie in, made twice as large when it is full.
+
+    Positions behind `held` may have been written by tokens that were taken back; nobody reads them.
+    """
+    length, total = held.shape[2], held.shape[2] + fresh.shape[2]
+    if held.requires_grad or fresh.requires_grad:  # a graph keeps what it saw
+        return torch.cat([held, fresh], dim=2), fresh
+    if room is None or room.shape[2] < total or room.data_ptr() != held.data_ptr():
+        room = held.new_empty(*held.shape[:2], 2 * total, held.shape[3])
+        room[:, :, :length] = held
+    room[:, :, length:total] = fresh
+    return room[:, :, :total], room
 
 
 def below(parts: Sequence[Tensor], dim: int) -> Tensor:

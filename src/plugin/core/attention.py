@@ -49,6 +49,7 @@ class LayerPlan:
     outputs: tuple[Gain | Add | OutputProbe, ...] = ()
     inputs: tuple[Input | InputProbe, ...] = ()
     queries: tuple[Shift | Disperse, ...] = ()
+    answer: Tensor | None = None  # its tensors lie along the keys of the layer's cache (`compiled.py`); see `Keys`
 
     @classmethod
     def of(cls, edits: Sequence[Edit]) -> LayerPlan:
@@ -67,7 +68,7 @@ class LayerPlan:
 
     def acting(self) -> list[WeightEdit]:
         """The edits of weights that have something to do in this pass."""
-        return [e for e in self.weights if not (isinstance(e, Mass) and e.groups() is None)]
+        return [e for e in self.weights if not (isinstance(e, Mass) and e.idle is not None and e.idle())]
 
 
 Plan = Mapping[int, LayerPlan]  # by layer index; a layer that is not in it runs plain
@@ -127,7 +128,7 @@ def attention(
     """sdpa with the edits of `module`'s layer. Shapes as in `Call`; returns the head outputs [B, q, H, d] and None."""
     stage: Stage | None = module.__dict__.get(SLOT)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if stage is not None:
+    if stage is not None and not torch.compiler.is_compiling():
         stage.visited.add(layer)
     if stage is not None and stage.rider is not None and stage.rider.rides(layer):
         return stage.rider.attend(stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
@@ -162,7 +163,8 @@ def edited_attention(
     causal = count > 1 and bool(getattr(module, "is_causal", True) if causal is None else causal)
     if causal and attention_mask is None and stage.start == 0:  # the room of a static cache holds nothing yet
         key, value = key[:, :, :count], value[:, :, :count]
-    keys = stage.keys(count, key.shape[2])
+    total = key.shape[2]
+    keys = stage.keys(count, total) if plan.answer is None else Keys(slice(0, total), plan.answer)
     call = Call(query, ((key, value),), attention_mask, scale, causal, keys, Extras.of(kwargs))
 
     edits = plan.acting()
@@ -240,5 +242,5 @@ def _biased(
 
 def _span(edits: Sequence[WeightEdit]) -> tuple[int, int]:
     """The smallest run of the pass's rows that holds every row which these edits name."""
-    bounds = [(edit.rows.start, edit.rows.stop) for edit in edits if not isinstance(edit, Bias) and edit.rows]
-    return min((b[0] for b in bounds), default=0), max((b[1] for b in bounds), default=0)
+    rows = [edit.rows for edit in edits if not isinstance(edit, Bias) and edit.rows is not None]
+    return (min(one.start for one in rows), max(one.stop for one in rows)) if rows else (0, 0)

@@ -47,7 +47,7 @@ class Calls:
     """What stands in for a model's `forward` and `generate` while attachments are in force; the last one is asked.
 
     told: what a model with another generator inside was called with. prompts: how many the `generate` under way has read;
-    None outside.
+    None outside. compiling: with which configuration the pass under way is to be compiled; None: it is not.
     """
 
     model: nn.Module
@@ -59,6 +59,7 @@ class Calls:
         self.queue = queue_of(model)
         self.told: dict[str, Any] = {}
         self.prompts: int | None = None
+        self.compiling: Any = None
 
     def wrapped_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         named = _named(original)
@@ -95,8 +96,6 @@ class Calls:
                 if self.told:
                     self.told["input_ids"] = ids
                 check_generate(ids, kwargs, default)
-                # Compiling would bake one prompt's plan into the graph.
-                kwargs.setdefault("disable_compile", True)
                 with self._answering(), compat.image_count_named(), self.plugs[-1].generating(ids, kwargs):
                     return self.plugs[-1].generate(original, args, kwargs, default)
 
@@ -139,6 +138,22 @@ class Calls:
             return original(*args, **kwargs)
 
         return begin
+
+    def compiled_call(self, generator: Any) -> Callable[..., Any]:
+        """What `generate` asks for a compiled pass: the checks and the plan stay outside of the graph (`compiled.py`)."""
+
+        def compiled(config: Any) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                with self.queue.turn():
+                    before, self.compiling = self.compiling, compat.compile_config(generator, config)
+                    try:
+                        return generator(*args, **kwargs)
+                    finally:
+                        self.compiling = before
+
+            return call
+
+        return compiled
 
     def telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A call of a model that hands its prompt to a generator inside, noted for that one's passes."""

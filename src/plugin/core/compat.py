@@ -24,7 +24,7 @@ VERSION: str = transformers.__version__
 MEND = f"install transformers>={OLDEST},<={NEWEST}"
 
 try:
-    from transformers import AttentionInterface, LlamaForCausalLM, PreTrainedModel, QuantizedCache
+    from transformers import AttentionInterface, CompileConfig, LlamaForCausalLM, PreTrainedModel, QuantizedCache
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
@@ -42,6 +42,7 @@ CACHE: str = next(
 ENCODED = "mm_encoder_outputs"  # pictures that `generate` has already put through the vision tower, since 5.18
 ROPE_OFFSETS = "rope_deltas"  # what Qwen's models note of a prompt's positions, on themselves
 GENERATE_BEGINS = "_prepare_generation_config"  # what every `generate` calls on its model first
+COMPILES = "get_compiled_call"  # what `generate` asks for a compiled pass, given the configuration of that
 SDPA = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias")
 
 
@@ -172,6 +173,12 @@ def quantised(model: nn.Module) -> str | None:
 def compiled(model: nn.Module) -> bool:
     """Whether torch.compile has fixed the graph of the model or of a part of it."""
     return hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
+
+
+def compile_config(generator: Any, given: Any) -> Any:
+    """The configuration with which a generator compiles its passes."""
+    default = getattr(generator, "_default_compile_config", CompileConfig)
+    return given or default()
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

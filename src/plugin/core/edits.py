@@ -86,24 +86,25 @@ class Bias:
 class Mass:
     """Scale groups of keys by what their attention masses ask for.
 
-    `groups()` is [B, n, g]: the weight of each prompt key in each group (mostly 0 or 1; groups may overlap); None where
-    the layer has nothing to scale. `rule(masses)` maps masses [B, H, R, g] (float32) to coefficients [B, H, R, c]. Key
-    j's weight is multiplied by 1 + sum_c coefficients_c * basis_jc, where `basis()` is [B, n, c] and defaults to the
-    groups. With `renormalise` the row is divided by its new sum; without, the rule must keep the sum itself.
+    `groups()` is [B, n, g]: the weight of each prompt key in each group (mostly 0 or 1; groups may overlap).
+    `rule(masses)` maps masses [B, H, R, g] (float32) to coefficients [B, H, R, c]. Key j's weight is multiplied by
+    1 + sum_c coefficients_c * basis_jc, where `basis()` is [B, n, c] and defaults to the groups.
+    With `renormalise` the row is divided by its new sum; without, the rule must keep the sum itself.
+    `idle()` may say that the layer has nothing to scale, which spares it the explicit weights.
     The functions are called when the layer runs, so that an earlier layer of the same pass can decide them.
     `rows` None means every row of the pass.
     """
 
-    groups: Callable[[], Tensor | None]
+    groups: Callable[[], Tensor]
     rule: Callable[[Tensor], Tensor]
     basis: Callable[[], Tensor] | None = None
     renormalise: bool = False
     rows: Rows | None = None
+    idle: Callable[[], bool] | None = None
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """The groups and the basis, where there are some."""
+        """The groups and the basis."""
         groups = self.groups()
-        assert groups is not None
         return groups, groups if self.basis is None else self.basis()
 
     def change(self, weights: Tensor, columns: slice | Tensor) -> Tensor:

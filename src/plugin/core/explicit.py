@@ -86,8 +86,8 @@ class Call:
 
 def runs(start: int, stop: int, width: int) -> list[tuple[int, int]]:
     """Rows `start:stop` of `width` elements in runs that fit in a chunk."""
-    if stop - start == 1:
-        return [(start, stop)]
+    if stop - start <= 1:
+        return [(start, stop)][: stop - start]
     rows = max(1, CHUNK_ELEMENTS // max(1, width))
     return [(first, min(first + rows, stop)) for first in range(start, stop, rows)]
 

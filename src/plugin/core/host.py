@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common.errors import SightlineError, UnsupportedModelError
+from ...common.errors import SightlineError, UncompiledWarning, UnsupportedModelError
 from ..calibration.files import Calibration, model_name
 from . import compat
 from .attention import EAGER, IMPLEMENTATION, SLOT, Plan, Stage, attention
 from .calls import Attachment, Calls
 from .check import Checked, check
+from .compiled import graphs_of, uncompilable
 from .edits import Input, InputProbe
 from .families import Family, find_family
 from .families.known import doubt
@@ -70,6 +72,8 @@ class Host(Calls):
             eager=not compat.sdpa_computes(self.decoder),
         )
         self.checked = Checked()
+        self._laid: tuple[Any, Plan] = ((), {})  # the compiled plan under way, and what it was made of
+        self._uncompiled = False  # whether that has been said
         self._undo = ExitStack()
 
     def check_forks(self, first: int, unproven: bool = False) -> None:
@@ -200,11 +204,38 @@ class Host(Calls):
         self.override(generator, "forward", torch.compiler.disable(self.wrapped_forward(generator.forward)))
         if hasattr(generator, "generate"):
             self.override(generator, "generate", self.wrapped_generate(generator))
+        if hasattr(generator, compat.COMPILES):
+            self.override(generator, compat.COMPILES, self.compiled_call(generator))
         if hasattr(generator, compat.GENERATE_BEGINS):
             begins = getattr(generator, compat.GENERATE_BEGINS)
             self.override(generator, compat.GENERATE_BEGINS, self.begun_here(begins))
         for module, name in [*compat.attention_switches(self.model, self.decoder)]:
             self.override(module, name, refusing(name))
+
+    def decode(self, original: Callable[..., Any], kwargs: dict[str, Any], count: int) -> Any:
+        """A staged pass of `count` tokens behind a prompt, in a compiled graph where `generate` compiles."""
+        stage, cache = self.stage, kwargs.get(compat.CACHE)
+        if self.compiling is None:
+            return original(**kwargs)
+        reason = uncompilable(stage.plan, stage, cache)
+        if reason is not None:
+            self.left_uncompiled(reason)
+            return original(**kwargs)
+        graphs, plan = graphs_of(self.model), stage.plan
+        held = [compat.held(layer) for layer in cache.layers]  # type: ignore[union-attr]
+        places = [stage.keys(count, pair[0].shape[2]).prompt for pair in held if pair is not None]
+        made_of = cache, [*plan], places, [*plan.values()]
+        if not _same(made_of, self._laid[0]):
+            self._laid = made_of, graphs.laid_out(plan, stage, cache, count)
+        stage.plan = self._laid[1]
+        stage.visited.update(plan)  # a graph has what it was made of
+        return graphs.function(plan, self.compiling, original)(**kwargs)
+
+    def left_uncompiled(self, reason: str) -> None:
+        """Say once that passes run without a compiled graph, though `generate` compiles."""
+        if self.compiling is not None and not self._uncompiled:
+            self._uncompiled = True
+            warnings.warn(f"the attached model runs uncompiled: {reason}", UncompiledWarning, stacklevel=2)
 
     def override(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an instance attribute until the last attachment leaves; what was there is brought back."""
@@ -232,6 +263,13 @@ class Host(Calls):
                 check_carried(stage.plan, stage.visited)
             finally:
                 stage.plan = {}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two plans for a cache are the same objects at the same places."""
+    if not other or one[0] is not other[0] or one[1:3] != other[1:3]:
+        return False
+    return all(edits is before for edits, before in zip(one[3], other[3], strict=True))
 
 
 def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:

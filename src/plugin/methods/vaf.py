@@ -60,8 +60,11 @@ class VAFSession(Session):
             rows = step.rows(self.layout.after_image)
             if rows is None:
                 return {}
-        return {layer: [Reweight(self._scale, rows, headwise=True)] for layer in self.method.layers}
+        return {
+            layer: [Reweight(self._scale, rows, headwise=True, along=lambda: (self.change,))]
+            for layer in self.method.layers
+        }
 
-    def _scale(self, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
-        change = self.change[:, keys.prompt].to(logits)[:, None, None]
+    def _scale(self, weights: Tensor, logits: Tensor, keys: Keys, change: Tensor) -> Tensor:
+        change = change[:, None, None]
         return boosted(weights, change * logits[..., : change.shape[-1]], torch.ones_like(change, dtype=torch.bool))

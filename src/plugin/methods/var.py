@@ -100,7 +100,7 @@ class VARSession(Session):
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         if not step.reading:
-            return {layer: [self._mass(layer, None)] for layer in self.acting}
+            return {layer: [self._mass(layer, None)] for layer in self.groups}
         rows = step.rows(self.rows)
         edits = self.boostable.probes(step)
         for layer in self.method.layers:
@@ -115,10 +115,13 @@ class VARSession(Session):
         def rule(masses: Tensor) -> Tensor:
             return redistribute(masses, images.to(masses.device)[:, None, None], self.method)
 
-        def groups() -> Tensor | None:
-            return self.groups[layer] if layer in self.acting else None
-
-        return Mass(groups, rule, lambda: self.groups[layer][..., :3], rows=rows)
+        return Mass(
+            lambda: self.groups[layer],
+            rule,
+            lambda: self.groups[layer][..., :3],
+            rows=rows,
+            idle=lambda: layer not in self.acting,
+        )
 
     def _find_sinks(self, layer: int, start: int, hidden: Tensor) -> None:
         """Note the sinks among the prompt tokens of this pass; hidden [B, q, hidden]."""

@@ -129,7 +129,7 @@ class Reading:
 
     def carry(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         """The pass itself, staged."""
-        return original(**kwargs), NOTHING
+        return (original(**kwargs) if step.reading else self.host.decode(original, kwargs, step.count)), NOTHING
 
     def judged(self, output: Any, weak: Tensor) -> Any:
         """The output with the scores that the decoder makes of its logits."""
@@ -237,6 +237,7 @@ class Contrasted(Reading):
         graph = self.contrast.graph
         if graph is None or step.start + step.count < self.layout.length:
             return super().carry(original, kwargs, step)
+        self.host.left_uncompiled("its decoder takes gradients of the logits")
         output = keeping_graph(original, kwargs, self.host.layers[graph])
         return output, NOTHING
 
@@ -280,6 +281,7 @@ class Riding(Contrasted):
     def carry(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         if not self.fork.rides_in(step):
             return super().carry(original, kwargs, step)
+        self.host.left_uncompiled("a copy of the model rides along in its passes")
         return self.fork.ride(original, kwargs, self.host.stage, self.host.decoder, step)
 
     def judged(self, output: Any, weak: Tensor) -> Any:

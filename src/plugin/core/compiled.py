@@ -1,0 +1,145 @@
+"""Decode steps in a compiled graph, where `generate` compiles: one graph for each kind of plan, whatever the prompt.
+
+What a prompt decides are tensors in buffers, laid out along the keys of the static cache; the graph has the rules. A buffer
+keeps its address from prompt to prompt, so that a CUDA graph reads the new values where it read the old ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import compat
+from .attention import LayerPlan, Plan, Stage
+from .edits import Bias, Disperse, Edit, Gain, Mass, Reweight, Shift
+
+GRAPHS = "_sightline_graphs"  # attribute of a model that `generate` has compiled while it was attached
+_NUMBERS = itertools.count()
+
+
+def uncompilable(plan: Plan, stage: Stage, cache: Any) -> str | None:
+    """Why a decode step of this plan cannot be compiled; None where it can."""
+    if stage.shard is not None:
+        return "the model is spread over processes by its heads"
+    layers = len(getattr(cache, "layers", ()))
+    for layer, edits in plan.items():
+        if layer >= layers or compat.held(cache.layers[layer]) is None:
+            return f"layer {layer} has no keys of its own in the cache"
+        for edit in (*edits.weights, *edits.outputs, *edits.inputs, *edits.queries):
+            if not _of_tensors(edit):
+                return f"a {type(edit).__name__} of layer {layer} is no matter of tensors"
+    return None
+
+
+def _kind(plan: Plan) -> str:
+    """The rules of a plan, without what they are applied to."""
+    every = {layer: (*edits.weights, *edits.outputs, *edits.queries) for layer, edits in plan.items()}
+    rules = {
+        layer: [getattr(edit, "rule", getattr(edit, "change", None)) for edit in edits]
+        for layer, edits in every.items()
+    }
+    named = {layer: [getattr(rule, "__qualname__", "") for rule in own] for layer, own in rules.items()}
+    return f"{named} {[[type(edit).__name__ for edit in edits] for edits in every.values()]}"
+
+
+def _of_tensors(edit: Edit) -> bool:
+    """Whether an edit's effect is told by tensors and by a rule without a memory."""
+    if isinstance(edit, Gain):
+        return isinstance(edit.factor, Tensor) and edit.rows is None
+    if isinstance(edit, Mass | Reweight):
+        return edit.rows is None and (isinstance(edit, Mass) or edit.headwise)
+    return isinstance(edit, Bias | Shift | Disperse)
+
+
+@dataclass
+class Graphs:
+    """The compiled passes of one model, and the buffers that they read."""
+
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    buffers: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+
+    def function(self, plan: Plan, config: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's forward, compiled with this configuration for plans of this kind."""
+        options = config.to_dict()
+        key = f"{_kind(plan)} {options}"
+        if key not in self.functions:
+            self.functions[key] = torch.compile(_apart(original), **options)
+        return self.functions[key]
+
+    def laid_out(self, plan: Plan, stage: Stage, cache: Any, count: int) -> dict[int, LayerPlan]:
+        """The plan of a pass of `count` tokens, its tensors in buffers along the keys of each layer of the cache."""
+        return {layer: self._layer(layer, edits, stage, cache, count) for layer, edits in plan.items()}
+
+    def _layer(self, layer: int, edits: LayerPlan, stage: Stage, cache: Any, count: int) -> LayerPlan:
+        keys, _ = compat.held(cache.layers[layer])  # type: ignore[misc]
+        total, device = keys.shape[2], keys.device
+        known = stage.keys(count, total)
+
+        def keep(value: Tensor, *place: Any) -> Tensor:
+            return self._buffer((layer, *place), value.to(device))
+
+        def along(value: Tensor, dim: int, *place: Any) -> Tensor:
+            value = value.movedim(dim, -1)[..., known.prompt]
+            return keep(nn.functional.pad(value, (0, total - value.shape[-1])).movedim(-1, dim), *place)
+
+        def lay(number: int, edit: Edit) -> Edit:
+            place = type(edit).__name__, number
+            if isinstance(edit, Gain):
+                return Gain(keep(edit.factor, *place))  # type: ignore[arg-type]
+            if isinstance(edit, Shift):
+                return Shift(keep(edit.offset, *place))
+            if isinstance(edit, Disperse):
+                return Disperse(keep(edit.heads, *place))
+            if isinstance(edit, Bias):
+                return Bias(along(edit.bias, -1, *place))
+            if isinstance(edit, Mass):
+                groups = _Given(along(edit.groups(), 1, *place, "groups"))
+                basis = None if edit.basis is None else _Given(along(edit.basis(), 1, *place, "basis"))
+                return replace(edit, groups=groups, basis=basis, idle=None)
+            assert isinstance(edit, Reweight)
+            return replace(edit, along=_Given(tuple(along(t, 1, *place, i) for i, t in enumerate(edit.along()))))
+
+        every = (*edits.weights, *edits.outputs, *edits.queries)
+        laid = LayerPlan.of([lay(number, edit) for number, edit in enumerate(every)])
+        return replace(laid, answer=keep(torch.as_tensor(known.answer), "answer"))
+
+    def _buffer(self, place: tuple[Any, ...], value: Tensor) -> Tensor:
+        held = self.buffers.get((*place, value.shape, value.dtype, value.device))
+        if held is None:
+            held = value.clone(memory_format=torch.contiguous_format)
+            torch._dynamo.mark_static_address(held)
+            self.buffers[(*place, value.shape, value.dtype, value.device)] = held
+        else:
+            held.copy_(value)
+        return held
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A function that returns what it was made with."""
+
+    value: Any
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+def graphs_of(model: nn.Module) -> Graphs:
+    """The model's graphs; they outlive attachments, which come and go around single calls."""
+    return model.__dict__.setdefault(GRAPHS, Graphs())
+
+
+def _apart(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a code object of its own, by which torch counts how often it was compiled."""
+
+    def step(**kwargs: Any) -> Any:
+        return original(**kwargs)
+
+    code = step.__code__.replace(co_name=f"step_{next(_NUMBERS)}")
+    return types.FunctionType(code, step.__globals__, code.co_name, None, step.__closure__)
