@@ -23,7 +23,7 @@ GROUPS = {
     "Writing a decoder": ("register_decoder", "Decoder", "Contrast", "Branch"),
     "Errors": (
         *("SightlineError", "ConfigError", "CalibrationError", "UnsupportedModelError", "LayoutError", "CallError"),
-        *("ScoresError", "NoEffectWarning"),
+        *("ScoresError", "NoEffectWarning", "UncompiledWarning"),
     ),
 }
 
