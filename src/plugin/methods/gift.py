@@ -183,5 +183,4 @@ def enhance(masses: Tensor, kept: int, beta: float) -> Tensor:
     before, after = (masses[..., ::2] * chosen[..., :1]).sum(1, keepdim=True).unbind(-1)
     looked = before > 0
     ratio = torch.where(looked, after / torch.where(looked, before, 1.0), 1.0)
-    chosen[..., 1] *= beta * ratio - 1
-    return chosen
+    return torch.stack([chosen[..., 0], chosen[..., 1] * (beta * ratio - 1)], dim=-1)
