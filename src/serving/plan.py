@@ -98,16 +98,16 @@ def resolve(
     """
     parsed = Config.load(config)
     check_unfolded(model)
+    for name, settings in parsed.methods:  # before a calibration is asked for
+        METHODS.find(name).check_fixed(settings)
+    if parsed.decoder is not None:
+        DECODERS.find(parsed.decoder[0]).check_fixed(parsed.decoder[1])
     for name, settings in (*parsed.methods, *([] if parsed.decoder is None else [parsed.decoder])):
         if settings.when is not None:
             raise ConfigError(
                 f"'{name}' has a gate ('when: {settings.when.signal}'), which decides token by token, and what is folded or"
                 " served is the same at every token: leave 'when' out, or generate with transformers"
             )
-    for name, settings in parsed.methods:  # before a calibration is asked for
-        METHODS.find(name).check_fixed(settings)
-    if parsed.decoder is not None:
-        DECODERS.find(parsed.decoder[0]).check_fixed(parsed.decoder[1])
     facts = facts_of(model, read_config(model) if loaded is None else loaded, parsed, calibration)
     fixed = [METHODS.find(name)(settings, facts).fixed() for name, settings in parsed.methods]
     if not facts.pictures:  # a method of pictures leaves a model alone that has none

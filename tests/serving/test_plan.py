@@ -119,6 +119,10 @@ def test_what_depends_on_the_prompt_is_refused_by_name_before_anything_else(name
     ("config", "words"),
     [
         ({"methods": []}, "has no effect"),
+        (
+            {"methods": [{"head_gain": {"head_list": [[0, 0]], "when": {"signal": "entropy", "above": 1.0}}}]},
+            "'head_gain' has a gate",
+        ),
         ({"methods": [{"head_gain": {"head_list": [[0, 0]], "gain": 1.0}}]}, "has no effect"),
         ({"methods": ["vhr"]}, "static: true"),
         ({"methods": ["faith"]}, "rows: all"),

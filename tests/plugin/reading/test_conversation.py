@@ -147,6 +147,8 @@ def test_a_turn_sees_the_whole_conversation(family: str, picture: bool, config: 
         pytest.skip("not for this family")
     if picture and "var" in names:
         pytest.skip("other rows are behind the last picture, and their states say what is a sink")
+    if "cai" in names:
+        pytest.skip("it compares the image with the words of the turn alone, and with all of a prompt read at once")
     talk = Talk(family, picture, 1 if "var" in names else NEW)  # VAR does not look for sinks in answers
     with attached(talk, config, query=last_question) as plug:
         given = talk.whole(talk.say().sequences)
