@@ -429,7 +429,7 @@ def test_a_model_on_the_meta_device() -> None:
     assert {name: list(module.__dict__) for name, module in model.named_modules()} == keys
 
 
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention", "paged|sdpa"])
+@pytest.mark.parametrize("implementation", ["paged|sdpa", "paged|flash_attention_2", "of_their_own"])
 def test_another_attention_implementation(implementation: str) -> None:
     """The kernels are not installed here: the config says what the model would run."""
     case = tiny.fresh("llava")

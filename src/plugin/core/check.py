@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.errors import UnsupportedModelError
+from . import compat
 from .attention import LayerPlan, Stage, edited_attention
 from .edits import Gain, Reweight
 from .families import Family
@@ -159,7 +160,8 @@ def _check(host: Checkable) -> Checked:
     native = getattr(host.text_config, "_attn_implementation", None)
     with _untouched(model):
         try:
-            plain = _pass(host)
+            with compat.sdpa_named(host.text_config):  # as it runs while attached
+                plain = _pass(host)
         except Exception as error:
             raise UnsupportedModelError(
                 f"a plain pass of {_name(host)} over {TOKENS} tokens fails, so that nothing can be checked"

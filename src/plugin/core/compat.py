@@ -126,6 +126,20 @@ def set_attention_name(config: Any, name: str) -> None:
     config._attn_implementation_internal = name
 
 
+@contextmanager
+def sdpa_named(config: Any) -> Iterator[None]:
+    """Name sdpa inside, in the place of a kernel that takes no edits (flash, flex)."""
+    before = attention_name(config)
+    if before is None or not before.startswith(("flash", "flex", "kernels-community")):
+        yield
+        return
+    set_attention_name(config, "sdpa")
+    try:
+        yield
+    finally:
+        set_attention_name(config, before)
+
+
 def attention_switches(model: nn.Module, decoder: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """The calls that run the decoder with another attention: modules, and the name of their call."""
     for module in model.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -11,18 +12,21 @@ from ...common.errors import CallError, LayoutError, UnsupportedModelError
 from . import compat
 from .attention import EAGER, IMPLEMENTATION
 
+KNOWN = re.compile(
+    r"sdpa|eager|flex_attention|flash_attention_\w+|kernels-community/\S*flash\S*"
+)  # they give way to sdpa
+
 
 def check_loading(model: nn.Module) -> None:
-    """Refuse a model that is not in memory, or whose attention was loaded with a kernel that takes no edits."""
+    """Refuse a model that is not in memory, or whose attention is none that sdpa computes, too."""
     if not compat.brings_weights(model) and any(p.is_meta for p in model.parameters()):
         raise UnsupportedModelError(
             "the model is on the meta device, it has no weights: load it with from_pretrained, or materialise it first"
         )
-    text = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-    implementation = compat.attention_name(text)
-    if implementation not in ("sdpa", "eager", IMPLEMENTATION, EAGER, None):
+    name = compat.attention_name(model.config.get_text_config(decoder=True))  # type: ignore[operator, union-attr]
+    if name not in (None, IMPLEMENTATION, EAGER) and not KNOWN.fullmatch(name):
         raise UnsupportedModelError(
-            f"the text decoder runs attention as '{implementation}', which takes no edits: load the model with"
+            f"the text decoder runs attention as '{name}', which may be another one than sdpa computes: load the model with"
             " attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')"
         )
 

@@ -220,3 +220,18 @@ def test_attention_weights_are_refused_while_attached(config: Any) -> None:
             case.model(**inputs, output_attentions=True)
         with pytest.raises(UnsupportedModelError, match="output_attentions"):
             generate(case.model, inputs, output_attentions=True)
+
+
+@pytest.mark.parametrize("implementation", ["flex_attention", "flash_attention_2", "flash_attention_3"])
+def test_a_model_loaded_with_another_kernel_runs_on_sdpa_while_attached(implementation: str) -> None:
+    """The kernels are not installed here: the config says what the model runs, and it says so again behind the call."""
+    case = tiny.fresh("llava")
+    with attach(case):
+        wanted = generate(case.model, prompts(case, "padded"))
+    text = case.model.config.text_config
+    text._attn_implementation_internal = implementation
+    before = Snapshot(case.model)
+    with attach(case):
+        assert generate(case.model, prompts(case, "padded")).same_bits(wanted)
+    before.assert_same(case.model)
+    assert text._attn_implementation == implementation
