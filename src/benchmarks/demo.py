@@ -32,6 +32,7 @@ LABELS = {
     EMBEDDED: "embedded testbed model, generated scenes",
     EMBEDDED_SMOL: "SmolLM2-135M that sees (embedded-smol), generated scenes",
 }
+SUITES = {EMBEDDED: "demo.yaml", EMBEDDED_SMOL: "demo-smol.yaml"}
 ABOUT = (
     "A small vision-language model, trained for this project on generated scenes with strong co-occurrence habits, "
     "describes scenes it has never seen and answers questions about them: plain, then with Sightline attached. No weight "
@@ -57,7 +58,7 @@ def demo(*, name: str = EMBEDDED, scenes: int = 60, seed: int = 0, suite: Path |
         name: a key of `LABELS`: only these models know the scenes.
         scenes: how many scenes of the split.
         seed: chooses the scenes, the questions and the bootstrap draws.
-        suite: a YAML file of named configurations instead of the shipped `eval/demo.yaml`.
+        suite: a YAML file of named configurations instead of the shipped one of `SUITES`.
         threads: CPU threads. The model is small: one is quick, and its sums come out the same on every machine.
 
     Raises:
@@ -70,8 +71,8 @@ def demo(*, name: str = EMBEDDED, scenes: int = 60, seed: int = 0, suite: Path |
             f"demo shows generated scenes, which model {name!r} was not made for: choose {' or '.join(LABELS)}, or "
             "measure yours with sightline eval"
         )
-    given = read_suite("demo.yaml", suite)
-    configs = named_configs(given, str(suite or "eval/demo.yaml"))
+    given = read_suite(SUITES[name], suite)
+    configs = named_configs(given, str(suite or f"eval/{SUITES[name]}"))
     model, processor = load_model(name)
     shown = list(testbed.scenes(SPLIT, scenes, seed=seed))
     captions, questions = ChairBenchmark.of_scenes(shown, PROMPT), PopeBenchmark.of_scenes(shown, seed=seed)

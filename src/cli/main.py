@@ -81,7 +81,7 @@ def demo(
         "demo-out"
     ),
     suite: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Other configurations than eval/demo.yaml.")
+        Path | None, typer.Option(metavar="FILE", help="Other configurations than the shipped ones.")
     ] = None,
     threads: Threads = 1,
     json: JsonFile = None,

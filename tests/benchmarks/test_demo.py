@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sightline
 from sightline.benchmarks import demo as demos
+from sightline.benchmarks.demo import SUITES
 from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.public.pope import SPLITS
@@ -17,6 +18,9 @@ from sightline.benchmarks.runner.run import Run, relative_time, results, run
 from sightline.benchmarks.runner.tables import relative
 from sightline.common.errors import ConfigError, SightlineError
 from sightline.common.files import read_suite, write_text
+from sightline.models.naming import EMBEDDED_SMOL
+from sightline.plugin.calibration.files import shipped
+from sightline.testbed.smol import NAME
 
 from tests.helpers.standin import SCENES, Model, Processor, plans
 
@@ -169,10 +173,19 @@ def test_suite_mistakes_name_the_file(tmp_path: Path, text: str, message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_the_shipped_suite_parses() -> None:
-    for config in read_suite("demo.yaml").values():
+@pytest.mark.parametrize("suite", SUITES.values())
+def test_a_shipped_suite_parses(suite: str) -> None:
+    for config in read_suite(suite).values():
         parsed = sightline.Config.load(config)
         assert parsed.methods or parsed.decoder
+
+
+def test_what_the_suite_of_embedded_smol_needs_is_in_its_calibration() -> None:
+    known = shipped()[NAME]
+    for config in read_suite(SUITES[EMBEDDED_SMOL]).values():
+        parsed = sightline.Config.load(config)
+        named = [sightline.methods()[name] for name, _ in (*parsed.methods, *filter(None, [parsed.decoder]))]
+        assert [section for one in named for section in one.needs if getattr(known, section, None) is None] == []
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
