@@ -125,8 +125,9 @@ def _blended(change: Callable[..., Tensor], strength: Tensor) -> Callable[..., T
 
     def blended(weights: Tensor, logits: Tensor, keys: Keys, *along: Tensor) -> Tensor:
         new, share = change(weights.clone(), logits, keys, *along), _share(strength, weights)
-        ratio = torch.where(weights > 0, new / weights, 1)
-        mixed = torch.where(weights > 0, weights * ratio**share, share * new)
+        held = weights > 0
+        ratio = torch.where(held, new, 1) / torch.where(held, weights, 1)  # a gradient must not meet 0 / 0
+        mixed = torch.where(held, weights * ratio**share, share * new)
         total = torch.lerp(weights.sum(-1, keepdim=True), new.sum(-1, keepdim=True), share)
         return mixed * (total / mixed.sum(-1, keepdim=True))
 
