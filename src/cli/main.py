@@ -179,8 +179,14 @@ def bench(
     ] = None,
     model_option: SameModel = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(min=2, help="Length of a text model's prompt.")] = 512,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Length of the prompt, of a text model or a shape; default: 512 of text.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 1,
+    beams: Annotated[int, typer.Option(min=1, help="Beams.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Measure again with a static cache and compiled decode steps.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     calibration: CalibrationFile = None,
@@ -204,6 +210,8 @@ def bench(
             new_tokens=new_tokens,
             prompt_tokens=prompt_tokens,
             batch=batch,
+            beams=beams,
+            compiled=compiled,
             repeats=repeats,
             threads=threads,
             calibration=calibration,

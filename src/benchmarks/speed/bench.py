@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PHASES = ("prefill", "decode")
 AGAIN = "plain again"
 NAIVE = "naive:"  # before a decoder's name: the loop that runs the model twice per token
+COMPILED = " compiled"  # behind a name: with a static cache and a compiled decode step, against plain like that
 TRACE = "trace"  # among the names: what each token leans on is recorded
 
 
@@ -47,8 +48,10 @@ def bench(
     methods: Sequence[str],
     *,
     new_tokens: int = 32,
-    prompt_tokens: int = 512,
+    prompt_tokens: int | None = None,
     batch: int = 1,
+    beams: int = 1,
+    compiled: bool = False,
     repeats: int = 5,
     threads: int | None = None,
     dtype: str = "float32",
@@ -64,8 +67,10 @@ def bench(
         methods: names of methods and decoders, `a+b` for two together, or YAML files; `naive:decore` for DeCoRe as a
             loop of two passes per token; `trace`, alone or in `a+trace`, records what each token leans on.
         new_tokens: tokens to generate, at least 2; the end-of-sequence token is off.
-        prompt_tokens: length of a text model's prompt.
+        prompt_tokens: length of the prompt, see `shapes.build`.
         batch: rows.
+        beams: how many are searched.
+        compiled: measure everything a second time with a static cache and a compiled decode step.
         repeats: rounds.
         threads: CPU threads of torch; its own choice when None.
         dtype: number type of the model.
@@ -96,6 +101,8 @@ def bench(
         subject = build(name, batch=batch, prompt_tokens=prompt_tokens, dtype=dtype, device=device)
         subject.calibration = calibration or subject.calibration
         order = [PLAIN, *configs, AGAIN]
+        if compiled:
+            order += [f"{item}{COMPILED}" for item in order if not item.startswith(NAIVE)]
         total = len(order) * (repeats + 1)
         rounds: list[dict[str, Timing]] = []
         for number in range(repeats + 1):
@@ -103,19 +110,23 @@ def bench(
             samples = {}
             for item in turn:
                 # The first round warms up: allocator, kernel choice, lazy imports. It is short and not counted.
-                tokens = new_tokens if number else min(3, new_tokens)
+                graph, item = item.endswith(COMPILED), item.removesuffix(COMPILED)
+                tokens = new_tokens if number or graph else min(3, new_tokens)  # a graph is for one length of cache
+                name = f"{item}{COMPILED}" if graph else item
+                traced = TRACE in item.split("+")
                 if item.startswith(NAIVE):
-                    samples[item] = _sample_naive(subject, configs[item], attach, tokens)
+                    samples[name] = _sample_naive(subject, configs[item], attach, tokens)
                 else:
-                    samples[item] = _sample(subject, configs.get(item), attach, tokens, traced=TRACE in item.split("+"))
-                advance(item, total)
+                    samples[name] = _sample(subject, configs.get(item), attach, tokens, traced, beams, graph)
+                advance(name, total)
             if number:
                 rounds.append(samples)
     place = subject.model.device
     return {
-        "rows": rows(rounds, [PLAIN, *configs]),
+        "rows": rows(rounds, [item for item in order if not item.startswith(AGAIN)]),
         "model": {"name": name, "dtype": dtype} | subject.facts,
         "batch": batch,
+        "beams": beams,
         "new_tokens": new_tokens,
         "repeats": repeats,
         "threads": running,
@@ -151,12 +162,16 @@ def rows(rounds: Sequence[Mapping[str, Timing]], names: Sequence[str]) -> list[d
     """
     table = []
     for name in names:
-        measured = AGAIN if name == PLAIN else name
+        kind = COMPILED if name.endswith(COMPILED) else ""
+        first_plain, second_plain = PLAIN + kind, AGAIN + kind
+        measured = second_plain if name == first_plain else name
         for phase in PHASES:
             ms = [samples[measured].ms[phase] for samples in rounds]
-            plain = [samples[PLAIN].ms[phase] for samples in rounds]
-            if name != PLAIN:
-                plain = [(first + samples[AGAIN].ms[phase]) / 2 for first, samples in zip(plain, rounds, strict=True)]
+            plain = [samples[first_plain].ms[phase] for samples in rounds]
+            if name != first_plain:
+                plain = [
+                    (first + samples[second_plain].ms[phase]) / 2 for first, samples in zip(plain, rounds, strict=True)
+                ]
             ratios = [one / other for one, other in zip(ms, plain, strict=True)]
             peaks = [peak for samples in rounds if (peak := samples[measured].peak_mb[phase]) is not None]
             table.append(
@@ -207,12 +222,21 @@ def table(result: Mapping[str, Any]) -> Table:
     notes = ["prefill: to the first token; decode: per token. The ratio of plain is to itself: the noise."]
     if "sinks" in model:
         notes.append(f"Vision tower: {model['vision']}. Sinks {model['sinks']}.")
+    if "step" in model:
+        ms = next(row["ms"] for row in result["rows"] if (row["name"], row["phase"]) == (PLAIN, "decode"))
+        read, computed = model["step"]["bytes"], model["step"]["flops"]
+        notes.append(
+            f"A decode step of plain reads {read / 1e6:.0f} MB of weights, keys and values and computes"
+            f" {computed / 1e9:.2f} GFLOP: {read / ms / 1e6:.1f} GB/s, {computed / ms / 1e6:.1f} GFLOP/s."
+        )
     shown.caption = "\n".join(notes)
     return shown
 
 
-def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int, traced: bool = False) -> Timing:
-    from transformers import StoppingCriteriaList
+def _sample(
+    subject: Bench, config: Any, attach: Attach, new_tokens: int, traced: bool, beams: int, compiled: bool
+) -> Timing:
+    from transformers import CompileConfig, StoppingCriteriaList
 
     options = {"calibration": subject.calibration, "processor": subject.processor}
     if traced:
@@ -222,13 +246,20 @@ def _sample(subject: Bench, config: Any, attach: Attach, new_tokens: int, traced
     clock = _Clock(model.device)
     # An end-of-sequence token would end some runs early; a model without one needs no minimum.
     shortest = {} if model.generation_config.eos_token_id is None else {"min_new_tokens": new_tokens}
+    how: dict[str, Any] = {}
+    if compiled:
+        options = CompileConfig(mode="reduce-overhead" if model.device.type == "cuda" else None)
+        options._compile_all_devices = True
+        how = {"cache_implementation": "static", "compile_config": options}
     with manager:
         clock.start()
         model.generate(
             **subject.inputs,
             max_new_tokens=new_tokens,
             do_sample=False,
+            num_beams=beams,
             stopping_criteria=StoppingCriteriaList([clock]),
+            **how,
             **shortest,
         )
     return clock.sample()

@@ -15,6 +15,7 @@ from ...common.errors import SightlineError
 from ...models.loading import EMBEDDED, load_model, torch_device, torch_dtype
 from ...models.prompting import batch_inputs
 from ...models.samples import Sample
+from ...plugin.core.families import find_family
 
 SINK_SHARE = 0.03
 """Share of the image tokens of a random-weight shape that pass VAR's sink test."""
@@ -46,6 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 SHAPES["llama-2-7b-shape"] = {"text": SHAPES["llava-7b-shape"]["text"] | {"vocab_size": 32000}}
 IMAGE_TOKEN = 32000
 IMAGE_SIZE, PATCH = 336, 14
+TEXT_PROMPT = 512
 TEXT_TOKENS = (5, 35)
 """Text tokens before and after the image of a random-weight shape."""
 
@@ -64,13 +66,16 @@ class Bench:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def build(name: str, *, batch: int, prompt_tokens: int = 512, dtype: str = "float32", device: str = "cpu") -> Bench:
+def build(
+    name: str, *, batch: int, prompt_tokens: int | None = None, dtype: str = "float32", device: str = "cpu"
+) -> Bench:
     """Load or make the model called `name` and a batch of inputs for it.
 
     Args:
         name: `embedded`, `embedded-smol`, a key of `SHAPES`, a checkpoint folder or a hub name.
         batch: rows, all alike in length.
-        prompt_tokens: length of the prompt where the model reads text only.
+        prompt_tokens: length of the prompt, of a model that reads text only or of a shape; default: 512 of text, or a
+            picture and 40 tokens around it. A checkpoint that sees gets the prompt of its processor.
         dtype: number type, see `loading.DTYPES`.
         device: a torch device; or "auto", for a model that is loaded.
 
@@ -89,20 +94,21 @@ def build(name: str, *, batch: int, prompt_tokens: int = 512, dtype: str = "floa
     if sees:
         inputs = batch_inputs(model, processor, [Sample("", prompt, image)] * batch)
     else:
-        text = "The sea was calm that morning, and the boats went out before the sun was up. " * prompt_tokens
-        row = processor(text, return_tensors="pt", truncation=True, max_length=prompt_tokens)["input_ids"]
+        length = prompt_tokens or TEXT_PROMPT
+        text = "The sea was calm that morning, and the boats went out before the sun was up. " * length
+        row = processor(text, return_tensors="pt", truncation=True, max_length=length)["input_ids"]
         ids = row.expand(batch, -1).contiguous().to(model.device)
         inputs = {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape)}
     return Bench(model, processor, inputs, None, _facts(model, inputs) | {"weights": "checkpoint"})
 
 
-def _text_shape(name: str, batch: int, prompt_tokens: int, dtype: str, device: str) -> Bench:
+def _text_shape(name: str, batch: int, prompt_tokens: int | None, dtype: str, device: str) -> Bench:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     text = SHAPES[name]["text"]
-    model = _made(lambda: LlamaForCausalLM(LlamaConfig(**text, max_position_embeddings=4096)), name, dtype, device)
-    ids = torch.randint(3, text["vocab_size"], (batch, prompt_tokens)).to(model.device)
+    model = _made(lambda: LlamaForCausalLM(LlamaConfig(**text, max_position_embeddings=8192)), name, dtype, device)
+    ids = torch.randint(3, text["vocab_size"], (batch, prompt_tokens or TEXT_PROMPT)).to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     layers, heads = text["num_hidden_layers"], text["num_attention_heads"]
     scores = torch.rand(layers, heads, generator=torch.Generator().manual_seed(0)).tolist()
@@ -131,19 +137,21 @@ def _made(make: Callable[[], Any], name: str, dtype: str, device: str) -> Any:
     return model
 
 
-def _shape(name: str, batch: int, prompt_tokens: int, dtype: str, device: str) -> Bench:
+def _shape(name: str, batch: int, prompt_tokens: int | None, dtype: str, device: str) -> Bench:
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     shape = SHAPES[name]
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**shape["vision"], image_size=IMAGE_SIZE, patch_size=PATCH),
-        text_config=LlamaConfig(**shape["text"], max_position_embeddings=4096),
+        text_config=LlamaConfig(**shape["text"], max_position_embeddings=8192),
         image_token_index=IMAGE_TOKEN,
     )
     model = _made(lambda: LlavaForConditionalGeneration(config), name, dtype, device)
     pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=model.device, dtype=model.dtype)
     before, after = TEXT_TOKENS
+    if prompt_tokens is not None:
+        after = max(after, prompt_tokens - before - (IMAGE_SIZE // PATCH) ** 2)
     image = torch.full((batch, (IMAGE_SIZE // PATCH) ** 2), IMAGE_TOKEN)
     words = torch.randint(3, IMAGE_TOKEN, (batch, before + after))
     ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1).to(model.device)
@@ -204,4 +212,23 @@ def _facts(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         "hidden": text.hidden_size,
         "prompt_tokens": int(ids.shape[1]),
         "image_tokens": 0 if image_token is None else int((ids[0] == image_token).sum()),
+        "step": _step(model, *ids.shape),
+    }
+
+
+def _step(model: Any, batch: int, prompt: int) -> dict[str, int]:
+    """The least that a decode step behind the prompt must read, in bytes, and compute, in floating-point operations."""
+    text, embedded = model.config.get_text_config(), model.get_input_embeddings().weight
+    parts = [*find_family(model).decoder(model).parameters(), *model.get_output_embeddings().parameters()]
+    weights = {id(one): one for one in parts}
+    if embedded is not model.get_output_embeddings().weight:
+        weights.pop(id(embedded), None)  # a row for each token is nothing
+    heads, layers = text.num_attention_heads, text.num_hidden_layers
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    held = 2 * batch * prompt * layers * (getattr(text, "num_key_value_heads", None) or heads) * size
+    numbers = sum(one.numel() for one in weights.values())
+    read = sum(one.numel() * one.element_size() for one in weights.values())
+    return {
+        "bytes": read + held * embedded.element_size(),
+        "flops": 2 * batch * numbers + 4 * batch * prompt * layers * heads * size,
     }

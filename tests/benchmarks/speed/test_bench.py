@@ -138,3 +138,29 @@ def test_bad_names_are_user_errors(tmp_path: Path) -> None:
             shapes.build("llava-shape", batch=1, **arguments)
     with pytest.raises(SightlineError, match=r"config\.json"):
         shapes.build(str(tmp_path), batch=1)
+
+
+def test_compiled_runs_stand_beside_the_others(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each against plain of its kind; the graph itself is made by a backend that runs it as it is."""
+    import functools
+
+    import transformers
+
+    monkeypatch.setattr(transformers, "CompileConfig", functools.partial(transformers.CompileConfig, backend="eager"))
+    result = speed.bench(tiny, ["gift"], new_tokens=3, repeats=1, compiled=True)
+    names = ["plain", "gift", "plain compiled", "gift compiled"]
+    assert [row["name"] for row in result["rows"][::2]] == names
+    captured = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert captured >= 2
+    text = result["rows"]
+    assert all(row["ms"] > 0 for row in text)
+    assert "GB/s" in str(speed.table(result).caption)
+
+
+def test_a_step_reads_its_weights_and_keys(tiny: str) -> None:
+    subject = shapes.build(tiny, batch=2, prompt_tokens=200)
+    assert subject.facts["prompt_tokens"] == 200
+    layers, hidden, inner, words = 6, 64, 64, 32064
+    weights = layers * (4 * hidden**2 + 3 * hidden * inner + 2 * hidden) + hidden + words * hidden
+    keys = 2 * 2 * 200 * layers * hidden
+    assert subject.facts["step"] == {"bytes": 4 * (weights + keys), "flops": 2 * 2 * weights + 2 * keys}
