@@ -248,9 +248,10 @@ def _sample(
     shortest = {} if model.generation_config.eos_token_id is None else {"min_new_tokens": new_tokens}
     how: dict[str, Any] = {}
     if compiled:
-        options = CompileConfig(mode="reduce-overhead" if model.device.type == "cuda" else None)
-        options._compile_all_devices = True
-        how = {"cache_implementation": "static", "compile_config": options}
+        mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+        compiling: Any = CompileConfig(mode=mode)
+        compiling._compile_all_devices = True
+        how = {"cache_implementation": "static", "compile_config": compiling}
     with manager:
         clock.start()
         model.generate(
