@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sightline.plugin.config import methods
 
-from . import choice, plots, reference, registry
+from . import choice, measured, plots, reference, registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +39,8 @@ def made() -> Iterator[tuple[Path, str]]:
     yield _filled("docs/methods/README.md", methods=registry.method_table())
     for name, method in methods().items():
         yield _filled(f"docs/methods/{name}.md", facts=registry.facts(method))
+    for name in measured.PAGES:
+        yield _filled(f"eval/results/{name}.md", tables=measured.tables(ROOT / f"eval/results/{name}.json"))
     yield ROOT / "eval/composition.md", registry.composition_page()
     yield ROOT / "docs/models.md", registry.models_page()
     yield ROOT / "docs/reference/api.md", reference.api()

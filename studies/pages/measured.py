@@ -1,0 +1,24 @@
+"""The tables of a page of results: what its JSON file says, captions first, then questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sightline.benchmarks.public.captions import ChairBenchmark
+from sightline.benchmarks.public.object_questions import PopeBenchmark
+from sightline.benchmarks.runner.tables import code, differences, legend, made_with, pipes, scores
+
+PAGES = ("embedded-smol",)
+"""Pages whose file `sightline demo` wrote."""
+
+
+def tables(file: Path) -> str:
+    """Markdown of a result of `sightline demo`: its command, scores, paired differences, what it was made with."""
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    parts = [f"{code(result['command'])} ({result['scenes']} scenes)"]
+    for benchmark, title in ((ChairBenchmark, "Captions"), (PopeBenchmark, "Questions")):
+        parts += [f"## {title}", legend(result, benchmark)]
+        parts += [pipes(table(result, benchmark)).rstrip() for table in (scores, differences)]
+    return "\n\n".join([*parts, "## Made with", made_with(result).rstrip()])
