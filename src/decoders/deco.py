@@ -13,17 +13,14 @@ What paper and release say apart from that, and what is ours: docs/methods/deco.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.early import EarlyContrast
 from ..plugin.branches.rules import NEVER
-from ..plugin.core.edits import Edit, InputProbe
-from ..plugin.core.layout import Layout, Step
+from ..plugin.core.layout import Layout
 from ..plugin.core.method import ModelFacts, Settings
 
 
@@ -53,35 +50,22 @@ class DeCo(Decoder):
         return DeCoContrast(self)
 
 
-class DeCoContrast(Contrast):
+class DeCoContrast(EarlyContrast):
     def __init__(self, decoder: DeCo):
-        self.decoder = decoder
-        self.states: dict[int, Tensor] = {}  # hidden state [B, q, hidden] that enters each layer, of the last pass
-        self.chosen: Tensor | None = None  # index of the layer taken in the last pass [B, T]
-
-    def watch(self, step: Step) -> dict[int, list[Edit]]:
-        return {layer: [InputProbe(partial(self.states.__setitem__, layer))] for layer in self.decoder.layers}
+        super().__init__(decoder.layers, decoder.facts)
+        self.settings: DeCoSettings = decoder.settings
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
-        settings, readout, rows = self.decoder.settings, self.decoder.facts.readout, base.shape[1]
-        candidates = likeliest(base.softmax(-1), settings.top_k, settings.top_p)
+        candidates = likeliest(base.softmax(-1), self.settings.top_k, self.settings.top_p)
         surest, logits = base.new_full(base.shape[:2], -1.0), torch.zeros_like(base)
         self.chosen = torch.zeros_like(surest, dtype=torch.long)
-        for number, state in enumerate(self.states.values()):
-            early = readout(state[:, -rows:], True).to(base)
+        for number, early in enumerate(self.readouts(base, norm=True)):
             sure = early.softmax(-1).masked_fill(~candidates, 0).amax(-1)
             surer = sure > surest
             self.chosen = torch.where(surer, number, self.chosen)
             logits = torch.where(surer[..., None], early, logits)
             surest = torch.where(surer, sure, surest)
-        self.states.clear()
-        return (base + settings.alpha * surest[..., None] * logits).masked_fill(~candidates, NEVER)
-
-    def report(self) -> dict[str, Any]:
-        """layers: the layer taken for each row of the last pass [B][T]."""
-        if self.chosen is None:
-            return {}
-        return {"layers": [[self.decoder.layers[i] for i in row] for row in self.chosen.tolist()]}
+        return (base + self.settings.alpha * surest[..., None] * logits).masked_fill(~candidates, NEVER)
 
 
 def likeliest(chances: Tensor, count: int, share: float) -> Tensor:

@@ -18,8 +18,7 @@ it. beta 0.1. The release's repetition penalty of 1.2 is `generate`'s own argume
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -27,8 +26,8 @@ from torch import Tensor
 
 from ..plugin.branches import rules
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
-from ..plugin.core.edits import Edit, InputProbe
-from ..plugin.core.layout import Layout, Step
+from ..plugin.branches.early import EarlyContrast
+from ..plugin.core.layout import Layout
 from ..plugin.core.method import ModelFacts, Settings
 
 DEEP, BUCKET = 40, 20  # models with more layers than the one have candidates in so many at either end
@@ -63,23 +62,17 @@ class DoLa(Decoder):
         return DoLaContrast(self)
 
 
-class DoLaContrast(Contrast):
+class DoLaContrast(EarlyContrast):
     def __init__(self, decoder: DoLa):
-        self.decoder = decoder
-        self.states: dict[int, Tensor] = {}  # hidden state [B, q, hidden] that enters each candidate, of the last pass
-        self.chosen: Tensor | None = None  # index of the candidate taken in the last pass [B, T]
-
-    def watch(self, step: Step) -> dict[int, list[Edit]]:
-        return {layer: [InputProbe(partial(self.states.__setitem__, layer))] for layer in self.decoder.layers}
+        super().__init__(decoder.layers, decoder.facts)
+        self.settings: DoLaSettings = decoder.settings
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
-        settings, readout = self.decoder.settings, self.decoder.facts.readout
         distances = {"released": rules.divergence_from_mean, "paper": rules.divergence}
-        measure, final = distances[settings.form], base.log_softmax(-1)
-        rows = base.shape[1]
+        measure, final = distances[self.settings.form], base.log_softmax(-1)
         best, furthest, self.chosen = torch.zeros_like(final), None, None
-        for number, state in enumerate(self.states.values()):
-            early = readout(state[:, -rows:], settings.norm).to(final).log_softmax(-1)
+        for number, logits in enumerate(self.readouts(final, self.settings.norm)):
+            early = logits.log_softmax(-1)
             distance = measure(final, early)
             if furthest is None or self.chosen is None:
                 best, furthest, self.chosen = early, distance, torch.zeros_like(distance, dtype=torch.long)
@@ -88,14 +81,7 @@ class DoLaContrast(Contrast):
             best = torch.where(further[..., None], early, best)
             furthest = torch.where(further, distance, furthest)
             self.chosen = torch.where(further, number, self.chosen)
-        self.states.clear()
-        return rules.plausible(final - best, final, settings.beta)
-
-    def report(self) -> dict[str, Any]:
-        """layers: the early layer taken for each row of the last pass [B][T]."""
-        if self.chosen is None:
-            return {}
-        return {"layers": [[self.decoder.layers[i] for i in row] for row in self.chosen.tolist()]}
+        return rules.plausible(final - best, final, self.settings.beta)
 
 
 def low_layers(layers: int, tied: bool) -> range:
