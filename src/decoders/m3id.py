@@ -44,11 +44,8 @@ class M3ID(Decoder):
 class M3IDContrast(Contrast):
     def __init__(self, decoder: M3ID, layout: Layout):
         self.decoder, self.layout = decoder, layout
-        self.branch = Branch(self._prompt)
+        self.branch = Branch(prompts.without_image(layout, decoder.facts.pictures))
         self.written = 0  # tokens of the answer that the last row of the pass has read
-
-    def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return prompts.without(kwargs, self.layout, self.layout.image, self.decoder.facts.pictures)
 
     def begin(self, step: Step, ids: Tensor | None) -> None:
         self.written = step.start + step.count - self.layout.length

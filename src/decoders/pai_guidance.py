@@ -12,8 +12,6 @@ without the boost, as here; there its prompt pass with the image is not boosted 
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 from torch import Tensor
 
@@ -43,11 +41,8 @@ class Guidance(Decoder):
 
 class GuidanceContrast(Contrast):
     def __init__(self, decoder: Guidance, layout: Layout):
-        self.decoder, self.layout = decoder, layout
-        self.branch = Branch(self._prompt)
-
-    def _prompt(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return prompts.without(kwargs, self.layout, self.layout.image, self.decoder.facts.pictures)
+        self.decoder = decoder
+        self.branch = Branch(prompts.without_image(layout, decoder.facts.pictures))
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...common.errors import LayoutError
 from ..core.compat import CACHE
 from ..core.layout import Layout
+from .branch import Rewrite
 
 PREPARED = ("attention_mask", "position_ids", CACHE, "cache_position", "inputs_embeds")
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # arguments [B, n] beside the ids and their mask
@@ -36,6 +37,11 @@ def without(kwargs: dict[str, Any], layout: Layout, drop: Tensor, pictures: Sequ
         )
     gone_with = (*pictures, "position_ids") if pictures else ()  # text alone is simply counted
     return _rebuilt({k: v for k, v in kwargs.items() if k not in gone_with}, layout, kept)
+
+
+def without_image(layout: Layout, pictures: Sequence[str]) -> Rewrite:
+    """What makes of a prompt the same one without any image, which `pictures` carry."""
+    return lambda kwargs: without(kwargs, layout, layout.image, pictures)
 
 
 def unasked(kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
