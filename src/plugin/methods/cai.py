@@ -77,16 +77,13 @@ class CAISession(Session):
         if step.reading:
             own = hidden[:, : self.layout.length - step.start]
             before = own[:, :0] if self.prompt is None else self.prompt[:, : step.start].to(own)
-            between = own.new_zeros(
-                len(own), step.start - before.shape[1], own.shape[2]
-            )  # the answers before this turn
+            # Room for the answers before this turn.
+            between = own.new_zeros(len(own), step.start - before.shape[1], own.shape[2])
             held = torch.cat([before, between, own], dim=1)
             behind = self.layout.after_image[:, : held.shape[1]].to(own.device)
             behind = behind & (torch.arange(held.shape[1], device=own.device) >= self.layout.turn)
-            self.prompt, told = (
-                held,
-                (held * behind[..., None]).sum(1, keepdim=True),
-            )  # a sum points where the mean does
+            self.prompt = held
+            told = (held * behind[..., None]).sum(1, keepdim=True)  # a sum points where the mean does
         assert self.prompt is not None
         count = self.prompt.shape[1]
         image = self.layout.image[:, None, :count].to(hidden.device)

@@ -13,8 +13,6 @@ What paper and release say apart from that, and what is ours: docs/methods/cgvlm
 
 from __future__ import annotations
 
-from functools import partial
-
 from pydantic import Field
 from torch import Tensor
 
@@ -68,10 +66,9 @@ class CGVLMSession(Session):
             if rows is None:
                 return edits
         for layer in self.method.layers:
-            edits.setdefault(layer, []).append(Reweight(partial(self._boost, layer), rows))
+            edits.setdefault(layer, []).append(Reweight(self._boost, rows, along=self.boostable.along(layer)))
         return edits
 
-    def _boost(self, layer: int, weights: Tensor, logits: Tensor, keys: Keys) -> Tensor:
-        image = self.boostable[layer][:, keys.prompt].to(logits.device)[:, None, None]
+    def _boost(self, weights: Tensor, logits: Tensor, keys: Keys, image: Tensor) -> Tensor:
         bonus = self.method.settings.alpha * logits[..., : image.shape[-1]].abs().mean(1, keepdim=True)
-        return boosted(weights, bonus, image)
+        return boosted(weights, bonus, image[:, None, None])

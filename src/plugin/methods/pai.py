@@ -15,8 +15,6 @@ Ours, where the calibration says what it needs: the boost ends behind a reply of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pydantic import Field
 from torch import Tensor
 
@@ -74,11 +72,10 @@ class PAISession(Session):
             if rows is None or not self.method.settings.prompt:
                 return edits
         for layer in self.method.layers:
-            edits.setdefault(layer, []).append(Reweight(self._boost, rows, headwise=True, along=self._image(layer)))
+            edits.setdefault(layer, []).append(
+                Reweight(self._boost, rows, headwise=True, along=self.boostable.along(layer))
+            )
         return edits
-
-    def _image(self, layer: int) -> Callable[[], tuple[Tensor]]:
-        return lambda: (self.boostable[layer],)
 
     def _boost(self, weights: Tensor, logits: Tensor, keys: Keys, image: Tensor) -> Tensor:
         bonus = self.method.settings.alpha * logits[..., : image.shape[-1]].abs()

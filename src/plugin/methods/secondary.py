@@ -11,7 +11,7 @@ and no probe runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated
 
@@ -58,6 +58,10 @@ class Boostable:
     def __getitem__(self, layer: int) -> Tensor:
         """The image tokens [B, n] that may be raised in a layer."""
         return self._masks.get(layer, self.layout.image)
+
+    def along(self, layer: int) -> Callable[[], tuple[Tensor]]:
+        """The same for an edit of the layer that asks for it along the prompt (`Reweight.along`)."""
+        return lambda: (self[layer],)
 
     def probes(self, step: Step) -> dict[int, list[Edit]]:
         """What must look in a pass, in front of the method's own edits."""
