@@ -205,14 +205,19 @@ def _pick(tensors: Inputs, first: int, last: int) -> Inputs:
     return out
 
 
-def _randomise(model: nn.Module, seed: int) -> None:
-    """Fill every weight from one seeded generator, at a scale that makes attention sharp and keeps activations sane."""
+def randomise(model: nn.Module, seed: int = 0) -> Any:
+    """Fill every weight from one seeded generator, at a scale that makes attention sharp and keeps activations sane.
+
+    Returns the head where its weights are its own, else None.
+    """
     rng = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = model.get_output_embeddings() if isinstance(model, tf.PreTrainedModel) else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tied = head is not None and id(head.weight) in embeddings
     with torch.no_grad():
         for parameter in model.parameters():
+            if not parameter.is_floating_point():
+                continue
             noise = torch.randn(parameter.shape, generator=rng)
             if (table := embeddings.get(id(parameter))) is not None:
                 # Gemma multiplies its embeddings by sqrt(hidden); left alone they would drown what attention adds.
@@ -222,14 +227,15 @@ def _randomise(model: nn.Module, seed: int) -> None:
                 parameter.add_(0.1 * noise)
             else:
                 parameter.copy_(1.5 * noise / math.sqrt(parameter[0].numel()))
-        if head is not None and not tied:
-            # Never the best: a generated placeholder or end token would make every test depend on luck.
-            head.weight[[PAD, BOS, EOS, IMAGE, VIDEO, IMAGE_START, IMAGE_END, TILE]] = 0.0
+    return None if tied else head
 
 
 def _finish(model: tf.PreTrainedModel, seed: int = 0, attention: str = "sdpa") -> tf.PreTrainedModel:
     """Weights, evaluation mode, the attention implementation, and a generation config that never stops early."""
-    _randomise(model, seed)
+    head = randomise(model, seed)
+    if head is not None:
+        # Never the best: a generated placeholder or end token would make every test depend on luck.
+        head.weight.data[[PAD, BOS, EOS, IMAGE, VIDEO, IMAGE_START, IMAGE_END, TILE]] = 0.0
     model.float().eval().requires_grad_(False)
     model.set_attn_implementation(attention)
     for one in {model, getattr(model, "language_model", model)}:  # a Q-Former's language model generates by itself

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import transformers as tf
-from torch import nn
 
+from tests.helpers.tiny import randomise
 from tests.zoo.overrides import CONFIGS
 
 VOCAB = 256
@@ -235,23 +235,3 @@ def build(config: Any, auto: Any) -> Any:
     model.float().eval().requires_grad_(False)
     model.generation_config = tf.GenerationConfig(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, use_cache=True)
     return model
-
-
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Fill every weight from one seeded generator, at a scale that makes attention sharp and keeps activations sane."""
-    rng = torch.Generator().manual_seed(seed)
-    tables = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    tied = head is not None and id(head.weight) in tables
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.is_floating_point():
-                continue
-            noise = torch.randn(parameter.shape, generator=rng)
-            if (table := tables.get(id(parameter))) is not None:
-                scale = float(getattr(table, "scalar_embed_scale", 1.0))
-                parameter.copy_(noise / max(scale, 5.0 if tied else 1.0))
-            elif parameter.ndim < 2:
-                parameter.add_(0.1 * noise)
-            else:
-                parameter.copy_(1.5 * noise / math.sqrt(parameter[0].numel()))
