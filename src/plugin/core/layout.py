@@ -93,6 +93,13 @@ class Step:
         """Whether the pass holds prompt rows."""
         return self.start < self.layout.length
 
+    @property
+    def mask(self) -> Tensor:
+        """The attention mask [B, n] of the prompt and of the answer up to this pass's last token, as models take it."""
+        valid = self.layout.valid
+        answered = valid.new_ones(len(valid), max(0, self.start + self.count - self.layout.length))
+        return torch.cat([valid, answered], dim=1).long()
+
     def rows(self, prompt_rows: Tensor) -> Rows | None:
         """The rows of this pass that `prompt_rows` [B, n] marks; None where it marks none of them."""
         window = prompt_rows[:, self.start : self.start + self.count]

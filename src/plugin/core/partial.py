@@ -65,7 +65,7 @@ def _late(edit: Edit, strength: Tensor, step: Step, told: list[tuple[Tensor, Ten
         return replace(edit, factor=_scaled(function, strength, 1))
     if isinstance(edit, Add):
         return Add(_scaled(edit.value, strength, 0))
-    rows = edit.rows or Rows(0, step.count, strength.new_ones(len(strength), step.count, dtype=torch.bool))
+    rows = _rows(edit, strength, step)
     opened = torch.zeros_like(rows.active)
     told.append((rows.active, opened))
     rows = replace(rows, active=opened)
@@ -96,13 +96,17 @@ def _part(edit: Edit, strength: Tensor, step: Step, shut: bool) -> Edit | None:
     if isinstance(edit, Input):
         change = edit.change
         return Input(lambda hidden: hidden + _share(strength, hidden) * (change(hidden) - hidden))
-    every = Rows(0, step.count, strength.new_ones(len(strength), step.count, dtype=torch.bool))
-    rows = edit.rows or every
+    rows = _rows(edit, strength, step)
     rows = replace(rows, active=rows.active & (strength > 0)[:, None].to(rows.active.device))
     if isinstance(edit, Mass):
         return replace(edit, rule=_scaled(edit.rule, strength, 0), rows=rows)
     between = bool(((strength > 0) & (strength < 1)).any())
     return replace(edit, change=_blended(edit.change, strength) if between else edit.change, rows=rows)
+
+
+def _rows(edit: Mass | Reweight, strength: Tensor, step: Step) -> Rows:
+    """The rows that an edit acts on, all of the pass where it names none."""
+    return edit.rows or Rows(0, step.count, strength.new_ones(len(strength), step.count, dtype=torch.bool))
 
 
 def _share(strength: Tensor, like: Tensor) -> Tensor:

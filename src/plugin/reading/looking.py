@@ -48,9 +48,8 @@ class Looking(Contrasted):
                 " cache"
             )
         best = output.logits[:, -1].topk(self.contrast.candidates).indices
-        answered = layout.valid.new_ones(layout.batch, step.start + 1 - layout.length)
         given: dict[str, Any] = {
-            "attention_mask": torch.cat([layout.valid, answered], dim=1).long(),
+            "attention_mask": step.mask,
             CACHE: cache,
             **{"use_cache": True, "return_dict": True, "logits_to_keep": 1},
         }

@@ -94,10 +94,8 @@ class Scout:
 
     def _own(self, step: Step) -> dict[str, Any]:
         """The arguments in which a pass of the unedited model differs from the caller's."""
-        valid = self.layout.valid
-        answered = valid.new_ones(len(valid), max(0, step.start + step.count - self.layout.length))
         return {
-            "attention_mask": torch.cat([valid, answered], dim=1).long(),
+            "attention_mask": step.mask,
             CACHE: self.cache,
             "logits_to_keep": int(step.reading),
             **{"use_cache": True, "output_hidden_states": False, "return_dict": True, "labels": None},
