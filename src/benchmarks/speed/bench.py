@@ -9,10 +9,8 @@ of plain is its second run to its first: the noise that every other ratio carrie
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ from ...models.loading import cpu_threads
 from ...plugin.branches.decoder import DECODERS
 from ..runner.plan import PLAIN, Attach
 from . import naive
+from .clock import Clock, Timing
 from .shapes import Bench, build
 
 if TYPE_CHECKING:
@@ -33,14 +32,6 @@ AGAIN = "plain again"
 NAIVE = "naive:"  # before a decoder's name: the loop that runs the model twice per token
 COMPILED = " compiled"  # behind a name: with a static cache and a compiled decode step, against plain like that
 TRACE = "trace"  # among the names: what each token leans on is recorded
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One `generate` call: milliseconds (decode: per token) and peak memory in MB, by phase."""
-
-    ms: dict[str, float]
-    peak_mb: dict[str, float | None]
 
 
 def bench(
@@ -243,7 +234,7 @@ def _sample(
         options["trace"] = True
     manager = nullcontext() if config is None else attach(subject.model, config, **options)
     model = subject.model
-    clock = _Clock(model.device)
+    clock = Clock(model.device)
     # An end-of-sequence token would end some runs early; a model without one needs no minimum.
     shortest = {} if model.generation_config.eos_token_id is None else {"min_new_tokens": new_tokens}
     how: dict[str, Any] = {}
@@ -270,83 +261,7 @@ def _sample_naive(subject: Bench, config: Any, attach: Attach, new_tokens: int) 
     model = subject.model
     with attach(model, config, calibration=subject.calibration, processor=subject.processor) as plug:
         heads = plug.decoder.heads  # the ones that the plugin masks
-    clock = _Clock(model.device)
+    clock = Clock(model.device)
     clock.start()
     naive.decode(model, subject.inputs, heads, config.decoder[1], new_tokens, lambda ids: clock(ids, None))
     return clock.sample()
-
-
-class _Clock:
-    """A stopping criterion that stops nothing: it notes the first and the last token, in seconds."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-        self.memory = _Memory(device)
-        self.tokens = 0
-        self.began = self.prefill = self.decode_began = self.last = 0.0
-        self.prefill_peak: float | None = None
-
-    def start(self) -> None:
-        """Begin the prefill."""
-        self.memory.reset()
-        self.began = self._now()
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        import torch
-
-        self.last = self._now()
-        self.tokens += 1
-        if self.tokens == 1:
-            self.prefill = self.last - self.began
-            self.prefill_peak = self.memory.peak_mb()
-            self.memory.reset()
-            self.decode_began = self._now()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-    def sample(self) -> Timing:
-        """What was measured since `start`."""
-        return Timing(
-            {"prefill": 1000 * self.prefill, "decode": 1000 * (self.last - self.decode_began) / (self.tokens - 1)},
-            {"prefill": self.prefill_peak, "decode": self.memory.peak_mb()},
-        )
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-class _Memory:
-    """Peak memory since the last reset: CUDA's own count, or the process's resident memory.
-
-    Only Linux can reset the resident peak (and some containers forbid it); elsewhere there is no number per phase.
-    """
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-        self.resettable = True
-
-    def reset(self) -> None:
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            self.resettable = False
-
-    def peak_mb(self) -> float | None:
-        if self.device.type == "cuda":
-            import torch
-
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        if not self.resettable:
-            return None
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 2**10
-        return None
