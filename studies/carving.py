@@ -22,7 +22,7 @@ from sightline.benchmarks.runner.run import Run, results
 from sightline.common.files import model_hash, provenance, write_json, write_text
 from sightline.common.statistics import Ratio, interval
 from sightline.models.prompting import encoded, turn
-from sightline.preprocessing.carve import Carve, CarveSettings, Carving, Look, carved, carved_inputs
+from sightline.preprocessing.carve import Carve, CarveSettings, Carving, ContrastMap, carved, carved_inputs
 
 BATCH = 30
 NEW_TOKENS = 3
@@ -88,12 +88,12 @@ def choose(
 
     facts = host_of(model).facts(None)
 
-    def look(chosen: Mapping[str, Any]) -> list[Look]:
+    def look(chosen: Mapping[str, Any]) -> list[ContrastMap]:
         method = Carve(CarveSettings(**chosen), facts)
         parts = (method.maps(model, processor, asked.images[part], asked.words[part]) for part in asked.batches())
         return [one for found in parts for one in found]
 
-    def accuracy(settings: Mapping[str, Any], found: Sequence[Look]) -> float:
+    def accuracy(settings: Mapping[str, Any], found: Sequence[ContrastMap]) -> float:
         replies, chosen = [], CarveSettings(**settings)
         for part in asked.batches():
             new = map(carved, itertools.repeat(chosen), asked.images[part], asked.words[part], found[part])
@@ -126,7 +126,7 @@ def measure(
     fits: dict[str, list[tuple[int, list[float]]]] = {name: [] for name in variants}
     for part in asked.batches():
         images, words = asked.images[part], asked.words[part]
-        looks: dict[str, tuple[list[Look], float]] = {}
+        looks: dict[str, tuple[list[ContrastMap], float]] = {}
         for run in runs:
             if run.name == PLAIN:
                 start, new = time.perf_counter(), []

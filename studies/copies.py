@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from sightline.profiling.data.conflicts import Prompt, capital, read_table, says, split_of
+from sightline.profiling.data.conflicts import QuestionPrompt, capital, read_table, says, split_of
 
 KNOWN = ("quotation", "ending", "list")  # forms whose usual text is known
 FORMS = (*KNOWN, "record", "code")
@@ -26,7 +26,7 @@ class Copy:
 
     form: str
     name: str
-    prompt: Prompt
+    prompt: QuestionPrompt
     wanted: str
     usual: str | None = None
 
@@ -52,14 +52,14 @@ def _copies() -> tuple[Copy, ...]:
 
 
 def _quotation(start: str, usual: str, other: str) -> Copy:
-    prompt = Prompt(
+    prompt = QuestionPrompt(
         f'Context: The sign says: "{start} {other}."\nQuestion: What does the sign say?', 'The sign says: "'
     )
     return Copy("quotation", start, prompt, f"{start} {other}", f"{start} {usual}")
 
 
 def _ending(start: str, usual: str, other: str) -> Copy:
-    prompt = Prompt(f'Context: End the sentence with the word "{other}".\nQuestion: {start} ...', start)
+    prompt = QuestionPrompt(f'Context: End the sentence with the word "{other}".\nQuestion: {start} ...', start)
     return Copy("ending", start, prompt, other, usual)
 
 
@@ -91,5 +91,5 @@ def _code(number: int) -> Copy:
 
 def _stated(form: str, name: str, what: str, text: str, usual: str | None = None) -> Copy:
     question = "What is the code of the safe?" if form == "code" else f"What does the {form} read?"
-    prompt = Prompt(f"Context: The {what} {text}.\nQuestion: {question}", f"The {what}")
+    prompt = QuestionPrompt(f"Context: The {what} {text}.\nQuestion: {question}", f"The {what}")
     return Copy(form, name, prompt, text, usual)

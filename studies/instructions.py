@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sightline.profiling.data.conflicts import Fact, Prompt, facts, normalise
+from sightline.profiling.data.conflicts import Fact, QuestionPrompt, facts, normalise
 
 WORDS = ("teacher", "garden", "silver", "window", "morning")
 CLOSINGS = ("That is all.", "End of answer.", "Thank you.")
@@ -29,9 +29,9 @@ class Instruction:
     follows: Callable[[str], bool]
 
     @property
-    def prompt(self) -> Prompt:
+    def prompt(self) -> QuestionPrompt:
         """The instruction, and the question as the task."""
-        return Prompt(f"Instruction: {self.text}\nTask: {self.fact.question} Answer in a full sentence.", "")
+        return QuestionPrompt(f"Instruction: {self.text}\nTask: {self.fact.question} Answer in a full sentence.", "")
 
 
 def instructions(split: str) -> list[Instruction]:

@@ -36,7 +36,7 @@ from sightline.common.statistics import Floats, Ratio, difference, interval, mcn
 from sightline.models.prompting import encoded
 from sightline.plugin.tracing.words import characters
 from sightline.profiling.data import conflicts
-from sightline.profiling.data.conflicts import SPLITS, TEST, Fact, Prompt
+from sightline.profiling.data.conflicts import SPLITS, TEST, Fact, QuestionPrompt
 from torch import Tensor
 
 from .language_sets import QuestionSet, closed_book_set, question_sets, some
@@ -115,7 +115,7 @@ def run(
     return runs
 
 
-def _emphasis(tokenizer: Any, prompts: Sequence[Prompt]) -> Callable[[Tensor], Tensor]:
+def _emphasis(tokenizer: Any, prompts: Sequence[QuestionPrompt]) -> Callable[[Tensor], Tensor]:
     """What `attach(emphasis=...)` takes, for a batch of these prompts: the tokens of the passages they emphasise."""
 
     def mark(ids: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def calls(sets: Sequence[QuestionSet], configs: Mapping[str, Mapping[str, Any]],
     )
 
 
-def rendered(tokenizer: Any, prompt: Prompt) -> str:
+def rendered(tokenizer: Any, prompt: QuestionPrompt) -> str:
     """The prompt's text: chat template, a short system turn, and the beginning of the reply."""
     turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt.user}]
     return render(tokenizer, turns) + prompt.opening

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from sightline.profiling.data import conflicts, premises
-from sightline.profiling.data.conflicts import Choice, Fact, Prompt
+from sightline.profiling.data.conflicts import Fact, MultipleChoice, QuestionPrompt
 
 from . import copies, instructions
 
@@ -30,7 +30,7 @@ class QuestionSet(Protocol):
     """
 
     name: str
-    prompts: list[Prompt]
+    prompts: list[QuestionPrompt]
     groups: Groups
     lengths: list[int]
 
@@ -48,7 +48,7 @@ class ReplySet:
     """Prompts answered by a short greedy reply, which `judge` reads."""
 
     name: str
-    prompts: list[Prompt]
+    prompts: list[QuestionPrompt]
     groups: Groups
     lengths: list[int]
     judge: Callable[[int, str], Outcomes]
@@ -68,9 +68,9 @@ class ChoiceSet:
     """Prompts answered by the most probable of their options, as `sightline.score` sees it."""
 
     name: str
-    choices: list[Choice]
+    choices: list[MultipleChoice]
     has_context: bool
-    prompts: list[Prompt] = field(init=False)
+    prompts: list[QuestionPrompt] = field(init=False)
     groups: Groups = field(init=False)
     lengths: list[int] = field(init=False)
 

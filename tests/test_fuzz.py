@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sightline import Calibration, Config
-from sightline.benchmarks.benchmark import Source
+from sightline.benchmarks.benchmark import DataSource
 from sightline.benchmarks.public import coco
 from sightline.benchmarks.report import page
 from sightline.benchmarks.runner import suite
@@ -113,7 +113,7 @@ def _benchmark(name: str, file: str, **others: str) -> Callable[[Path, str], Any
     def run(folder: Path, text: str) -> None:
         for other, content in {**{key.replace("__", "/"): one for key, one in others.items()}, file: text}.items():
             write(folder / other, content)
-        bench = suite.read(name, Source(folder))
+        bench = suite.read(name, DataSource(folder))
         said: list[Any] = [[0.0] * len(one.choices) if one.choices else "yes" for one in bench.samples]
         bench.score(said)
         bench.data_hash()
@@ -127,7 +127,7 @@ def _benchmark(name: str, file: str, **others: str) -> Callable[[Path, str], Any
 def _answers(folder: Path, text: str) -> None:
     write(folder / "coco_pope_random.json", "\n".join(map(json.dumps, POPE)))
     write(folder / "said.jsonl", text)
-    suite.read("pope", Source(folder)).answers(folder / "said.jsonl")
+    suite.read("pope", DataSource(folder)).answers(folder / "said.jsonl")
 
 
 def _examples(folder: Path, text: str, name: str) -> None:
@@ -158,7 +158,7 @@ def result() -> dict[str, Any]:
         write(folder / "coco_pope_random.json", "\n".join(map(json.dumps, POPE)))
         for name in ("first", "second"):
             write(folder / f"{name}.jsonl", "\n".join(json.dumps({"question_id": n, "answer": "yes"}) for n in (1, 2)))
-        asked = suite.read("pope", Source(folder))
+        asked = suite.read("pope", DataSource(folder))
         score_answers(asked, [folder / "first.jsonl", folder / "second.jsonl"], folder / "out")
         found = json.loads((folder / "out" / "result.json").read_text())
         assert len(found["runs"]) == 2

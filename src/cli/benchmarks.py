@@ -111,7 +111,7 @@ def command(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")] = None,
 ) -> None:
     """Run a benchmark, plain and under configurations; under torchrun on many processes; started again, it resumes."""
-    from ..benchmarks.benchmark import OWN, Source
+    from ..benchmarks.benchmark import OWN, DataSource
     from ..benchmarks.harness.offline import package_folder
     from ..benchmarks.runner import suite
     from ..benchmarks.runner.evaluate import Place, ReplySettings, evaluate, score_answers
@@ -145,7 +145,7 @@ def command(
     check_writable(json, out=folder / "result.json")
     configs, place = named(config or []), Place.here()
     check_calibrations(configs.values(), calibration)
-    source = Source(
+    source = DataSource(
         None if data == TESTBED else Path(data),
         limit,
         seed,

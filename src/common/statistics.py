@@ -23,7 +23,7 @@ DRAWS = 2000
 LEVEL = 0.95
 
 
-class Score(Protocol):
+class SampledScore(Protocol):
     """A number that can be resampled: `value` on the images as they are, `images` of them."""
 
     @property
@@ -73,11 +73,11 @@ class Blend:
     A bootstrap sample that has no image of a part says nothing of it: the other parts stand for the whole there.
     """
 
-    parts: tuple[Score, ...]
+    parts: tuple[SampledScore, ...]
     weights: tuple[float, ...]
 
     @classmethod
-    def mean(cls, parts: Sequence[Score]) -> Blend:
+    def mean(cls, parts: Sequence[SampledScore]) -> Blend:
         return cls(tuple(parts), (1 / len(parts),) * len(parts))
 
     @property
@@ -154,13 +154,13 @@ class McNemar:
     p: float
 
 
-def interval(score: Score, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Interval:
+def interval(score: SampledScore, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of a score, as (low, high)."""
     return _percentiles(score.resampled(draws, seed), level)
 
 
 def difference(
-    score: Score, plain: Score, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+    score: SampledScore, plain: SampledScore, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, Interval]:
     """`score - plain` and its paired bootstrap interval: both are resampled with the same images.
 

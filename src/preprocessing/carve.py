@@ -80,7 +80,9 @@ class Carve(Preprocessor):
         default = range(min(first, facts.layers - 1), min(last + 1, facts.layers))
         self.layers = facts.check_layers(settings.layers or default, "carve.layers")
 
-    def maps(self, model: Any, processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Look]:
+    def maps(
+        self, model: Any, processor: Any, images: Sequence[Image.Image], questions: Sequence[str]
+    ) -> list[ContrastMap]:
         """The contrast of one question to each picture, over the cells of its grid."""
         asked = [*questions, *[self.settings.instruction] * len(images)]
         shown = [Example("", text, image) for text, image in zip(asked, [*images] * 2, strict=True)]
@@ -98,7 +100,7 @@ class Carve(Preprocessor):
         for row, (shape, count) in enumerate(zip(grids, counts, strict=True)):
             steps = torch.stack(session.steps[:count])[:, row, : shape.rows * shape.columns]
             weighted = (steps * torch.arange(1, len(steps) + 1)[:, None]).sum(0)
-            found.append(Look(shape, weighted.view(shape.rows, shape.columns).numpy(), len(steps)))
+            found.append(ContrastMap(shape, weighted.view(shape.rows, shape.columns).numpy(), len(steps)))
         return found
 
 
@@ -119,7 +121,7 @@ def _grids(model: Any, processor: Any, inputs: Any, images: Sequence[Image.Image
 
 
 @dataclass(frozen=True)
-class Look:
+class ContrastMap:
     """The contrast S [rows, columns] over the cells of a grid, from so many answer tokens."""
 
     grid: Grid
@@ -276,7 +278,7 @@ def _check(processor: Any, images: Sequence[Any], questions: Sequence[Any]) -> N
             )
 
 
-def carved(settings: CarveSettings, image: Image.Image, question: str, look: Look) -> Carving:
+def carved(settings: CarveSettings, image: Image.Image, question: str, look: ContrastMap) -> Carving:
     """The picture to ask the question about, once it is known where the model looks."""
     heat = stretched(look.cells, look.grid, image.size)
     mask = strongest(heat, settings.top, settings.regions)

@@ -17,7 +17,7 @@ from ..common.files import locked, versions, write_text
 from ..common.readers import Notes
 from ..models.samples import TESTBED
 from ..plugin.calibration.files import Calibration, find_shipped, model_name, own_file
-from ..plugin.calibration.sections import Fact, RetrievalHeads, Source
+from ..plugin.calibration.sections import RetrievalHeads, Source, SourcedSection
 from ..plugin.core.host import host_of
 from .data.examples import check_source, examples
 from .job import Job, Partial, rounded
@@ -33,7 +33,7 @@ class Measured:
 
     path: Path
     calibration: Calibration
-    sections: dict[str, Fact] = field(default_factory=dict)
+    sections: dict[str, SourcedSection] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -203,7 +203,7 @@ def _begun(model: Any, path: Path, *, default: bool) -> Calibration:
     return Calibration(model=name, aliases=aliases, architecture=architecture, layers=layers, heads=heads)
 
 
-def _known(model: Any, file: Calibration) -> dict[str, Fact]:
+def _known(model: Any, file: Calibration) -> dict[str, SourcedSection]:
     """Sections that a profile may build on: the file's, and those known of the model under its name."""
     known = find_shipped(model)
     fits = known is not None and (known.architecture, known.layers, known.heads) == _shape(model)

@@ -16,7 +16,7 @@ from ..common.errors import SightlineError, shown
 from ..common.files import replacing
 from ..models.observe import Batch
 from ..models.samples import Example
-from ..plugin.calibration.sections import Fact
+from ..plugin.calibration.sections import SourcedSection
 from ..plugin.core.method import ModelFacts
 from .pace import Pace
 
@@ -122,7 +122,7 @@ class Job:
         *,
         seed: int = 0,
         batch: int = 8,
-        known: dict[str, Fact] | None = None,
+        known: dict[str, SourcedSection] | None = None,
         say: Callable[[str], None] = lambda _: None,
         advance: Callable[[str, int, int], None] = lambda name, done, total: None,
     ):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..common.errors import ConfigError
 from ..common.validation import suggest
-from ..plugin.calibration.sections import ConflictHeads, Fact, HeadGates, InducingHeads, RetrievalHeads
+from ..plugin.calibration.sections import ConflictHeads, HeadGates, InducingHeads, RetrievalHeads, SourcedSection
 from .data import facts
 from .data.needles import default_lengths
 from .job import Job
@@ -35,7 +35,7 @@ class Profile:
     """
 
     section: str
-    measure: Callable[[Job], Fact]
+    measure: Callable[[Job], SourcedSection]
     sees: bool = True
     reads: bool = False
     pictures: bool = True

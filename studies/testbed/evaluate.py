@@ -10,7 +10,7 @@ import torch
 from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.public.pope import SPLITS
-from sightline.benchmarks.runner.plan import PLAIN, Plan
+from sightline.benchmarks.runner.plan import PLAIN, RunPlan
 from sightline.benchmarks.runner.run import run
 from sightline.models.samples import Sample
 from sightline.testbed.kinds import KINDS
@@ -39,7 +39,7 @@ def evaluate(
     captions, questions = ChairBenchmark.of_scenes(shown, CAPTION_PROMPT), PopeBenchmark.of_scenes(shown, seed=seed)
     captions.new_tokens = CAPTION_TOKENS
     alone = [captions, questions] if dialect is None else [captions]
-    (plain,) = run(model, processor, alone, {PLAIN: Plan()}, batch=BATCH)
+    (plain,) = run(model, processor, alone, {PLAIN: RunPlan()}, batch=BATCH)
     said = plain.replies[captions.name]
     replies = plain.replies[questions.name] if dialect is None else first_words(model, dialect, questions.samples)
     scores = questions.score(replies)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sightline
 from given import ENDINGS, FACTS, flat, two_processes
-from sightline.benchmarks.benchmark import Source
+from sightline.benchmarks.benchmark import DataSource
 from sightline.benchmarks.harness import engines
 from sightline.benchmarks.harness.lm import SightlineLM, register
 from sightline.benchmarks.runner import suite
@@ -83,7 +83,7 @@ def test_decore_scores_and_generates_what_it_does_outside(smollm2: Any, theirs: 
 
 @pytest.mark.parametrize("name", ["memotrap", "nqswap"])
 def test_scores_equal_those_of_our_own_command(smollm2: Any, texts: Path, tmp_path: Path, name: str) -> None:
-    source = Source(texts)
+    source = DataSource(texts)
     benchmark, configs = suite.read(name, source), named(["decore"])
     settings = {"benchmark": benchmark, "source": source, "batch": 4}
     found = engines.run("lm-eval", *smollm2, configs, tmp_path / "harness", **settings)
@@ -97,7 +97,7 @@ def test_scores_equal_those_of_our_own_command(smollm2: Any, texts: Path, tmp_pa
 
 
 def test_two_processes_give_the_scores_of_one(smollm2: Any, texts: Path, tmp_path: Path) -> None:
-    source = Source(texts, 3)
+    source = DataSource(texts, 3)
     benchmark = suite.read("nqswap", source)
     one = engines.run("lm-eval", *smollm2, named(["decore"]), tmp_path / "one", benchmark=benchmark, source=source)
     two_processes("lm-eval", "nqswap", "smollm2", "decore", texts, "3", tmp_path / "two")

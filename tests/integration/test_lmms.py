@@ -13,7 +13,7 @@ import sightline
 from given import flat, two_processes
 from PIL import Image
 from sightline import testbed
-from sightline.benchmarks.benchmark import Benchmark, Source
+from sightline.benchmarks.benchmark import Benchmark, DataSource
 from sightline.benchmarks.harness import engines, offline
 from sightline.benchmarks.harness.lmms import Sightline, SightlineChat
 from sightline.benchmarks.runner import suite
@@ -28,8 +28,8 @@ WORD = {
 }  # the testbed's model says "Yes.", lmms-eval wants "Yes"
 
 
-def read(name: str, limit: int) -> tuple[Benchmark, Source]:
-    source = Source(None, limit, seed=3)
+def read(name: str, limit: int) -> tuple[Benchmark, DataSource]:
+    source = DataSource(None, limit, seed=3)
     return suite.read(name, source), source
 
 
@@ -58,7 +58,7 @@ def test_scores_equal_those_of_our_own_command(
 
 
 def test_two_processes_give_the_scores_of_one(embedded: Any, tmp_path: Path) -> None:
-    source = Source(None, 7)  # an odd number: one process pads
+    source = DataSource(None, 7)  # an odd number: one process pads
     benchmark = suite.read("chair", source)
     one = engines.run("lmms-eval", *embedded, named(["vhr"]), tmp_path / "one", benchmark=benchmark, source=source)
     two_processes("lmms-eval", "chair", "embedded", "vhr", "testbed", "7", tmp_path / "two")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from sightline.benchmarks.benchmark import Source
+from sightline.benchmarks.benchmark import DataSource
 from sightline.benchmarks.harness import engines
 from sightline.benchmarks.runner import suite
 from sightline.benchmarks.runner.plan import named
@@ -18,7 +18,7 @@ from sightline.models.loading import load_model
 
 def main(engine: str, benchmark: str, model: str, config: str, data: str, limit: str, out: str) -> None:
     torch.set_num_threads(1)
-    source = Source(None if data == "testbed" else Path(data), int(limit))
+    source = DataSource(None if data == "testbed" else Path(data), int(limit))
     asked = suite.read(benchmark, source)
     engines.run(engine, *load_model(model), named([config]), Path(out), benchmark=asked, source=source, batch=4)
 

@@ -20,7 +20,7 @@ from sightline.common.readers import Notes
 from sightline.models.loading import load_model
 from sightline.models.observe import Batch
 from sightline.plugin.calibration.files import FOLDER, calibration_hash, own_file
-from sightline.plugin.calibration.sections import Fact, RetrievalHeads
+from sightline.plugin.calibration.sections import RetrievalHeads, SourcedSection
 from sightline.plugin.core.host import Host
 from sightline.profiling import calibrate as module
 from sightline.profiling import profiles
@@ -323,7 +323,7 @@ def test_a_profile_that_was_named_must_succeed(embedded: tuple[Any, Any], tmp_pa
 def test_nothing_measured_writes_nothing(
     embedded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: Job) -> Fact:
+    def fails(_: Job) -> SourcedSection:
         raise CalibrationError("no luck")
 
     monkeypatch.setattr(
@@ -470,7 +470,7 @@ def test_summary_in_a_few_words() -> None:
 )
 def test_summary_of_every_shipped_section(path: Path) -> None:
     known = Calibration.load(path)
-    facts = [fact for _, fact in known if isinstance(fact, Fact)]
+    facts = [fact for _, fact in known if isinstance(fact, SourcedSection)]
     assert facts
     assert all(maps.summary(fact) for fact in facts)
 

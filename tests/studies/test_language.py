@@ -14,7 +14,7 @@ import pytest
 import torch
 import typer
 from sightline.profiling.data import conflicts
-from sightline.profiling.data.conflicts import SPLITS, Fact, Prompt, choices, facts, mention, normalise, says
+from sightline.profiling.data.conflicts import SPLITS, Fact, QuestionPrompt, choices, facts, mention, normalise, says
 from typer.testing import CliRunner
 
 from studies import copies, instructions, language, language_report
@@ -124,7 +124,7 @@ def test_the_draws_are_the_same_everywhere() -> None:
         "The following note comes from a travel diary. Moscow is the capital city of France. Nothing else was written on "
         "that page."
     )
-    assert fact.closed_book == Prompt("Question: What is the capital of France?", "The capital of France is")
+    assert fact.closed_book == QuestionPrompt("Question: What is the capital of France?", "The capital of France is")
     record = next(copy for copy in copies.copies("calibration") if copy.name == "record/3")
     assert record.wanted == "Loryor Rovjul, room 115, born 1825, 22 points"
 
@@ -173,7 +173,7 @@ def test_a_limit_spreads_over_the_items(limit: int | None, kept: int) -> None:
 
 
 def test_copy_verdict_wants_every_word_in_order() -> None:
-    copy = copies.Copy("list", "x", Prompt("", ""), "one, three, two", "one, two, three")
+    copy = copies.Copy("list", "x", QuestionPrompt("", ""), "one, three, two", "one, two, three")
     assert copies.verdict(" One, three, two. And so on", copy) == {"exact": True, "memory": False}
     assert copies.verdict(" one, two, three", copy) == {"exact": False, "memory": True}
     assert copies.verdict(" one, three", copy) == {"exact": False, "memory": False}
@@ -216,7 +216,7 @@ def test_every_fact_is_instructed_once_and_every_form_is_met_in_both_splits() ->
 
 
 def test_choice_outcomes_use_sum_and_mean_and_no_ruled_out_option() -> None:
-    asked = [conflicts.Choice(Prompt("", ""), ("a", "b", "c"), right=1, memory=0)]
+    asked = [conflicts.MultipleChoice(QuestionPrompt("", ""), ("a", "b", "c"), right=1, memory=0)]
     questions = ChoiceSet("x", asked, has_context=True)
     sums, means = [-4.0, -5.0, -6.0], [-2.0, -1.0, -3.0]
     assert questions.outcomes(0, (sums, means)) == {"accuracy": False, "normalised": True, "memory": True}
@@ -258,7 +258,7 @@ class Tokenizer:
 
 
 def test_a_prompt_ends_with_the_beginning_of_the_reply() -> None:
-    assert language.rendered(Tokenizer(), Prompt("Who?", "It was")) == "<s>Answer briefly.<u>Who?<a>It was"
+    assert language.rendered(Tokenizer(), QuestionPrompt("Who?", "It was")) == "<s>Answer briefly.<u>Who?<a>It was"
 
 
 class Batch(dict[str, Any]):
@@ -298,7 +298,7 @@ def shift(model: Echo, config: dict[str, Any], processor: Any) -> Iterator[None]
 
 def length_set(name: str = "lengths", letter: str = "x") -> ReplySet:
     """Prompts of unordered lengths; `right`: the reply is the prompt's length plus 1000."""
-    prompts = [Prompt(letter * size, "y") for size in (30, 4, 17, 9, 22)]
+    prompts = [QuestionPrompt(letter * size, "y") for size in (30, 4, 17, 9, 22)]
     widths = [len(language.rendered(Tokenizer(), prompt)) for prompt in prompts]
     group = {"all": [True] * 5, "long": [True, False, False, False, True]}
     judge = lambda number, reply: {"right": reply == str(widths[number] + 1000), "plain": int(reply) < 1000}  # noqa: E731

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ...common.errors import ConfigError
 from ...models.loading import check_whole, load_model
 from ...plugin.config import Config
-from ..runner.plan import Plan
+from ..runner.plan import RunPlan
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Adapted:
     model: Any
     processor: Any
     batch: int
-    plan: Plan
+    plan: RunPlan
 
 
 def adapted(
@@ -57,9 +57,9 @@ def adapted(
     check_whole(pretrained, accelerator.num_processes)
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
         raise ConfigError(f"--batch_size {batch_size!r}: give a number of rows")
-    plan = Plan()
+    plan = RunPlan()
     if config is not None:
-        plan = Plan.of(Config.load(config), None if calibration is None else Path(calibration), pretrained)
+        plan = RunPlan.of(Config.load(config), None if calibration is None else Path(calibration), pretrained)
     with plan.attached(pretrained, processor):
         pass  # a configuration that does not fit should fail now
     return Adapted(accelerator, pretrained, processor, int(batch_size), plan)

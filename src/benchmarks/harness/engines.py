@@ -12,7 +12,7 @@ from ...common.errors import ConfigError
 from ...common.files import provenance, write_json, write_text
 from ...common.validation import suggest
 from ...plugin.config import Config
-from ..benchmark import Benchmark, Source
+from ..benchmark import Benchmark, DataSource
 from ..runner.evaluate import fingerprint
 from ..runner.plan import PLAIN
 from ..runner.tables import harness, pipes
@@ -29,7 +29,7 @@ def run(
     out: Path,
     *,
     benchmark: Benchmark | None = None,
-    source: Source | None = None,
+    source: DataSource | None = None,
     tasks: Sequence[str] = (),
     data: Path | None = None,
     changes: Mapping[str, Any] | None = None,

@@ -29,7 +29,7 @@ NEW_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ChatRequest:
     """What a request asks: turns in the form of chat templates, and their pictures in order."""
 
     turns: list[dict[str, Any]]
@@ -118,7 +118,7 @@ class Sightline(lmms):
             "give base= with one of lmms-eval's models"
         )
 
-    def conversation(self, request: Instance) -> Conversation:
+    def conversation(self, request: Instance) -> ChatRequest:
         """What a request asks."""
         text, _, to_pictures, number, task, split = request.args
         pictures = list(to_pictures(self.task_dict[task][split][number]) or []) if to_pictures is not None else []
@@ -126,7 +126,7 @@ class Sightline(lmms):
 
     def _batches(
         self, requests: Sequence[Instance], keys: Sequence[Any]
-    ) -> Iterator[tuple[list[int], list[Conversation]]]:
+    ) -> Iterator[tuple[list[int], list[ChatRequest]]]:
         """Requests that may share a batch, as (their numbers, what they ask): of one key, with pictures or without.
 
         Pictures are opened when their batch comes.
@@ -150,7 +150,7 @@ class Sightline(lmms):
     def _tokens(self, text: str) -> list[int]:
         return list(text_tokenizer(self.processor)(text, add_special_tokens=False)["input_ids"])
 
-    def _generate(self, asked: Sequence[Conversation], options: Mapping[str, Any]) -> list[GenerationResult]:
+    def _generate(self, asked: Sequence[ChatRequest], options: Mapping[str, Any]) -> list[GenerationResult]:
         inputs = self.inputs(asked)
         with self.plan.attached(self.model, self.processor, blind=not asked[0].pictures):
             ids = self.model.generate(**inputs, **generation(self.model, options))
@@ -165,7 +165,7 @@ class Sightline(lmms):
             for text, count in zip(texts, counts, strict=True)
         ]
 
-    def inputs(self, asked: Sequence[Conversation]) -> Any:
+    def inputs(self, asked: Sequence[ChatRequest]) -> Any:
         """Model inputs of a batch, left-padded, on the model's device and in its number type.
 
         Raises:
@@ -180,7 +180,7 @@ class SightlineChat(Sightline):
 
     is_simple = False
 
-    def conversation(self, request: Instance) -> Conversation:
+    def conversation(self, request: Instance) -> ChatRequest:
         _, to_messages, _, number, task, split = request.args
         return _conversation(to_messages(self.task_dict[task][split][number]))
 
@@ -227,7 +227,7 @@ def generation(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_new_tokens": options.get("max_gen_toks", NEW_TOKENS), **known, "do_sample": sampled}
 
 
-def _conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
+def _conversation(messages: Sequence[Mapping[str, Any]]) -> ChatRequest:
     """Messages as lmms-eval writes them, pictures taken out.
 
     Raises:
@@ -248,7 +248,7 @@ def _conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
                 )
         bare = [{"type": "image"} if part["type"] == "image" else part for part in parts]
         turns.append({"role": message["role"], "content": bare})
-    return Conversation(turns, pictures)
+    return ChatRequest(turns, pictures)
 
 
 def _shown(picture: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ...common.documents import read_rows, read_yaml
 from ...common.errors import LINE, ConfigError, DataError, shortened
 from ...common.files import config_hash, replacing, write_text
 from ...common.validation import suggest
-from ..benchmark import Benchmark, Source
+from ..benchmark import Benchmark, DataSource
 from ..runner import suite
 
 HARNESSES = {"lmms-eval": "lmms_eval", "lm-eval": "lm_eval"}
@@ -86,7 +86,7 @@ def local_task(
     return [target]
 
 
-def benchmark_task(harness: str, benchmark: Benchmark, source: Source, folder: Path) -> str:
+def benchmark_task(harness: str, benchmark: Benchmark, source: DataSource, folder: Path) -> str:
     """Write a task that is a benchmark of this package: its rows and its YAML file.
 
     Args:
@@ -315,7 +315,7 @@ def _benchmark(origin: str) -> Benchmark:
     name, digest = written.pop("benchmark"), written.pop("hash")
     for key in ("folder", "synonyms"):
         written[key] = None if written[key] is None else Path(written[key])
-    benchmark = suite.read(name, Source(**written))
+    benchmark = suite.read(name, DataSource(**written))
     if benchmark.data_hash() != digest:
         raise DataError(f"{name}: the data has changed since the task was written: write it again")
     return benchmark

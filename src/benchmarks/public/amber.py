@@ -30,9 +30,9 @@ import numpy as np
 from ...common.documents import read_json, read_text
 from ...common.errors import DataError, shown
 from ...common.readers import Notes, expect, label, records, text, texts, unique, value
-from ...common.statistics import DRAWS, Floats, Ratio, Score
+from ...common.statistics import DRAWS, Floats, Ratio, SampledScore
 from ...models.samples import Sample
-from ..benchmark import STRICT, Benchmark, Source
+from ..benchmark import STRICT, Benchmark, DataSource
 from .nouns import Similar, Tagger, tagger
 from .tokens import Token
 from .yesno import Answer, YesNo, plainly, says, tally
@@ -173,7 +173,7 @@ class Questions:
     below: float
 
     @property
-    def ratios(self) -> dict[str, Score]:
+    def ratios(self) -> dict[str, SampledScore]:
         ratios = self.counts.ratios
         return ratios | {"f1": F1(ratios["precision"], ratios["recall"], self.below)}
 
@@ -217,7 +217,7 @@ class Amber(Benchmark):
     rule: Callable[[str], Answer] = plainly
 
     @classmethod
-    def read(cls, source: Source) -> Amber:
+    def read(cls, source: DataSource) -> Amber:
         folder, notes = source.need("AMBER files"), Notes()
         data = folder / "data"
         kin = read_json(data / "relation.json", dict)

@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 from ...common.documents import read_text
 from ...common.errors import DataError
 from ...common.readers import Notes, value
-from ...common.statistics import Score
+from ...common.statistics import SampledScore
 from ...models.samples import Sample
-from ..benchmark import Benchmark, Source
+from ..benchmark import Benchmark, DataSource
 from . import coco
 from .chair import Chair, Vocabulary, Words, chair
-from .equal import Curve, Naming
+from .equal import CaptionNames, Curve
 from .scenes import CAPTION_TOKENS, scene_name, scene_vocabulary, scenes
 
 PROMPT = "Please describe this image in detail."
@@ -57,7 +57,7 @@ class ChairBenchmark(Benchmark):
     vocabulary: Words = field(default_factory=lambda: Vocabulary([]))
 
     @classmethod
-    def read(cls, source: Source) -> ChairBenchmark:
+    def read(cls, source: DataSource) -> ChairBenchmark:
         if source.folder is None:
             return cls.of_scenes(scenes(source), source.prompt or PROMPT)
         return cls._of_coco(source.folder, source)
@@ -71,7 +71,7 @@ class ChairBenchmark(Benchmark):
         return made
 
     @classmethod
-    def _of_coco(cls, folder: Path, source: Source) -> ChairBenchmark:
+    def _of_coco(cls, folder: Path, source: DataSource) -> ChairBenchmark:
         notes = Notes()
         _, words, files, objects = coco.annotated(folder, source)
         people = [path for path in coco.places(folder, "captions_val2014.json", "captions.json") if path.is_file()]
@@ -94,7 +94,7 @@ class ChairBenchmark(Benchmark):
     def yardstick(self) -> list[Sample]:
         return [replace(sample, id=f"{sample.id} {LONGER}", longer=True) for sample in self.samples]
 
-    def equal(self, replies: Sequence[str], plain: Sequence[str], yardstick: Sequence[str]) -> dict[str, Score]:
+    def equal(self, replies: Sequence[str], plain: Sequence[str], yardstick: Sequence[str]) -> dict[str, SampledScore]:
         return {"equal": self.score(replies).equal(self.cuts(plain, yardstick))}
 
     def curve(self, plain: Sequence[str], yardstick: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ class ChairBenchmark(Benchmark):
             # A caption that goes on names first what it named; a batch's rounding may have changed its beginning.
             size = len(own.flags[number]) if text.startswith(said) else len(whole.flags[number])
             tails.append(slice(size, None))
-        going_on = Naming(
+        going_on = CaptionNames(
             [flags[tail] for flags, tail in zip(whole.flags, tails, strict=True)],
             [first[tail] for first, tail in zip(whole.first, tails, strict=True)],
         )

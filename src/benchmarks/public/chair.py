@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from ...common.statistics import Ratio
-from .equal import Curve, EqualRecall, Naming
+from .equal import CaptionNames, Curve, EqualRecall
 
 _IRREGULAR = {
     "person": "people",
@@ -171,9 +171,9 @@ class Chair:
         }
 
     @property
-    def naming(self) -> Naming:
+    def naming(self) -> CaptionNames:
         """What the captions name, in order."""
-        return Naming(self.flags, self.first)
+        return CaptionNames(self.flags, self.first)
 
     def equal(self, curve: Curve, *, clamped: bool = False) -> EqualRecall:
         """CHAIR_I against cut plain captions of the same recall; `clamped`: beyond those, against the longest."""

@@ -12,7 +12,7 @@ from ...common.documents import read_json, read_text, read_yaml, shipped_yaml
 from ...common.errors import DataError, shown
 from ...common.readers import first_file, records, text, unique, value
 from ...common.validation import suggest
-from ..benchmark import OWN, STRICT, Source
+from ..benchmark import OWN, STRICT, DataSource
 from .chair import Vocabulary, Words
 from .chair_script import ScriptWords
 
@@ -68,7 +68,7 @@ def _synonyms(path: Path) -> dict[str, str]:
     return table
 
 
-def annotated(folder: Path, source: Source) -> tuple[Path, Words, dict[int, str], dict[int, set[str]]]:
+def annotated(folder: Path, source: DataSource) -> tuple[Path, Words, dict[int, str], dict[int, set[str]]]:
     """What a folder annotates: its instances file, the words for its objects, file names and objects by image id.
 
     Raises:

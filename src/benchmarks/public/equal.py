@@ -19,7 +19,7 @@ from ...common.statistics import DRAWS, Floats, times_drawn
 
 
 @dataclass(frozen=True, eq=False)
-class Naming:
+class CaptionNames:
     """What each caption names, in its order: whether it is hallucinated, and whether it is a true object's first mention."""
 
     hallucinated: Sequence[Sequence[bool]]
@@ -40,7 +40,7 @@ class Curve:
     beyond: int = 0
 
     @classmethod
-    def of(cls, plain: Naming, objects: Sequence[int], going_on: Naming | None = None) -> Curve:
+    def of(cls, plain: CaptionNames, objects: Sequence[int], going_on: CaptionNames | None = None) -> Curve:
         """Of captions of images with so many true objects, and of their continuations."""
         parts = [plain] if going_on is None else [plain, going_on]
         tables = [

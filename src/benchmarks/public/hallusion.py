@@ -25,7 +25,7 @@ from ...common.documents import read_json
 from ...common.readers import Notes, expect, label, records, text, unique, value
 from ...common.statistics import Ratio
 from ...models.samples import Sample
-from ..benchmark import Benchmark, Source
+from ..benchmark import Benchmark, DataSource
 from .yesno import says
 
 PUBLISHED = 1129
@@ -119,7 +119,7 @@ class HallusionBench(Benchmark):
     items: list[Item] = field(default_factory=list)
 
     @classmethod
-    def read(cls, source: Source) -> HallusionBench:
+    def read(cls, source: DataSource) -> HallusionBench:
         folder, notes = source.need("HallusionBench files"), Notes()
         path = folder / "HallusionBench.json"
         rows = records(read_json(path, list), str(path), "entry")

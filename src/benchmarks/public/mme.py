@@ -19,9 +19,9 @@ import numpy as np
 from ...common.documents import read_text
 from ...common.errors import DataError
 from ...common.readers import Notes, expect, label
-from ...common.statistics import Blend, Ratio, Score
+from ...common.statistics import Blend, Ratio, SampledScore
 from ...models.samples import Sample
-from ..benchmark import FLEXIBLE, Benchmark, Source
+from ..benchmark import FLEXIBLE, Benchmark, DataSource
 from .yesno import Answer, plainly, says
 
 SUBSETS = ("existence", "count", "position", "color")
@@ -45,7 +45,7 @@ class Subset:
     outcomes: list[bool]
 
     @property
-    def ratios(self) -> dict[str, Score]:
+    def ratios(self) -> dict[str, SampledScore]:
         accuracy = Ratio.of(self.right, self.asked)
         plus = Ratio.of((self.right == self.asked) & (self.asked > 0), self.asked > 0)
         return {"accuracy": accuracy, "accuracy_plus": plus, "score": Blend((accuracy, plus), (100.0, 100.0))}
@@ -63,7 +63,7 @@ class Total:
     subsets: Sequence[Subset]
 
     @property
-    def ratios(self) -> dict[str, Score]:
+    def ratios(self) -> dict[str, SampledScore]:
         return {"score": Blend(tuple(one.ratios["score"] for one in self.subsets), (1.0,) * len(self.subsets))}
 
     @property
@@ -92,7 +92,7 @@ class MME(Benchmark):
     rule: Callable[[str], Answer] = parse
 
     @classmethod
-    def read(cls, source: Source) -> MME:
+    def read(cls, source: DataSource) -> MME:
         folder, notes = source.need("MME files"), Notes()
         made, number = cls([], notes), 0
         if source.match == FLEXIBLE:

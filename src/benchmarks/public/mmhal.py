@@ -22,7 +22,7 @@ from ...common.files import write_json
 from ...common.readers import Notes, expect, records, text
 from ...common.statistics import Floats, Ratio
 from ...models.samples import Sample
-from ..benchmark import Benchmark, Source
+from ..benchmark import Benchmark, DataSource
 
 PUBLISHED = 96
 LARGEST = 6
@@ -54,7 +54,7 @@ class MMHal(Benchmark):
     entries: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, source: Source) -> MMHal:
+    def read(cls, source: DataSource) -> MMHal:
         folder, notes = source.need("MMHal files"), Notes()
         path = folder / "response_template.json"
         rows = records(read_json(path, list), str(path), "entry")

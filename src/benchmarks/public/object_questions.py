@@ -21,9 +21,9 @@ from ...common.documents import read_rows
 from ...common.errors import DataError
 from ...common.files import write_text
 from ...common.readers import Notes, answers, expect
-from ...common.statistics import Blend, Score
+from ...common.statistics import Blend, SampledScore
 from ...models.samples import Reply, Sample
-from ..benchmark import FLEXIBLE, Benchmark, Source
+from ..benchmark import FLEXIBLE, Benchmark, DataSource
 from . import coco
 from .equal import EqualYes, log_odds
 from .pope import Mean, Question, build, parse, pope, statistics, wording
@@ -77,7 +77,7 @@ class PopeBenchmark(Benchmark):
     rule: Callable[[str], Answer] = parse
 
     @classmethod
-    def read(cls, source: Source) -> PopeBenchmark:
+    def read(cls, source: DataSource) -> PopeBenchmark:
         made = cls._of(source)
         if source.match == FLEXIBLE:
             made.rule = plainly
@@ -85,7 +85,7 @@ class PopeBenchmark(Benchmark):
         return made
 
     @classmethod
-    def _of(cls, source: Source) -> PopeBenchmark:
+    def _of(cls, source: DataSource) -> PopeBenchmark:
         if source.folder is None:
             return cls.of_scenes(scenes(source), seed=source.seed, apart=bool(source.replies))
         annotated = any(path.is_file() for path in coco.places(source.folder, *coco.INSTANCES))
@@ -128,7 +128,7 @@ class PopeBenchmark(Benchmark):
         return cls.merged(found, pictures, Notes() if notes is None else notes, apart=apart)
 
     @classmethod
-    def _of_instances(cls, folder: Path, source: Source) -> PopeBenchmark:
+    def _of_instances(cls, folder: Path, source: DataSource) -> PopeBenchmark:
         path, words, names, objects = coco.annotated(folder, source)
         frequency, together = statistics(list(objects.values()))
         rich = names if (folder / coco.IMAGE_IDS).is_file() else [i for i in names if len(objects[i]) > PAIRS]
@@ -145,7 +145,7 @@ class PopeBenchmark(Benchmark):
         return bench
 
     @classmethod
-    def _of_files(cls, folder: Path, source: Source) -> PopeBenchmark:
+    def _of_files(cls, folder: Path, source: DataSource) -> PopeBenchmark:
         notes, found, files = Notes(), {}, split_files(folder)
         if not files:
             raise DataError(
@@ -214,11 +214,11 @@ class PopeBenchmark(Benchmark):
 
     def equal(
         self, replies: Sequence[str], plain: Sequence[str], yardstick: Sequence[Sequence[float]]
-    ) -> dict[str, dict[str, Score]]:
+    ) -> dict[str, dict[str, SampledScore]]:
         if not yardstick:
             return {}
         odds = [log_odds(chances) for chances in yardstick]
-        found: dict[str, Score] = {}
+        found: dict[str, SampledScore] = {}
         for split, asked in self.splits.items():
             yes = [self.rule(replies[one.sample]).yes for one in asked]
             truths = [one.present for one in asked]
@@ -259,7 +259,7 @@ class PopeBenchmark(Benchmark):
                 if replies.setdefault(one.sample, reply) != reply:
                     raise DataError(
                         f"{files[split]}: another answer than before to {self.samples[one.sample].text!r}, which splits "
-                        "share: name the files when the benchmark is read (Source.replies), and each split keeps its own"
+                        "share: name the files when the benchmark is read (DataSource.replies), and each split keeps its own"
                     )
         return [replies[number] for number in range(len(self.samples))]
 

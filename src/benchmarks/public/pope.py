@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...common.statistics import Blend, Score
+from ...common.statistics import Blend, SampledScore
 from .yesno import Answer, YesNo, says, tally
 
 SPLITS = ("random", "popular", "adversarial")
@@ -133,7 +133,7 @@ class Mean:
     splits: Sequence[YesNo]
 
     @property
-    def ratios(self) -> dict[str, Score]:
+    def ratios(self) -> dict[str, SampledScore]:
         parts = [split.ratios for split in self.splits]
         return {key: Blend.mean([part[key] for part in parts]) for key in parts[0]}
 

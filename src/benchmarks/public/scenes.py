@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..benchmark import Source
+from ..benchmark import DataSource
 from .chair import Vocabulary
 
 SCENES = 150
@@ -14,7 +14,7 @@ SPLIT = "test"
 """The split that no setting has seen; settings are chosen on "calibration" (`sightline tune`)."""
 
 
-def scenes(source: Source) -> list[Any]:
+def scenes(source: DataSource) -> list[Any]:
     """Test scenes, which no setting has seen."""
     from ... import testbed
 

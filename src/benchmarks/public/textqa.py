@@ -17,9 +17,9 @@ import numpy as np
 from ...common.documents import read_csv, read_json, read_rows, read_text
 from ...common.errors import DataError, shown
 from ...common.readers import Notes, expect, records, text, value
-from ...common.statistics import Blend, Ratio, Score
+from ...common.statistics import Blend, Ratio, SampledScore
 from ...models.samples import Reply, Sample
-from ..benchmark import Benchmark, Source
+from ..benchmark import Benchmark, DataSource
 
 MEMOTRAP = {
     "1-proverb-ending": 860,
@@ -39,7 +39,7 @@ class Means:
     scores: Mapping[str, Sequence[float]]
 
     @property
-    def ratios(self) -> dict[str, Score]:
+    def ratios(self) -> dict[str, SampledScore]:
         return {key: Ratio.of(values, 1) for key, values in self.scores.items()}
 
     @property
@@ -60,7 +60,7 @@ class Macro:
     subtask: np.ndarray
 
     @property
-    def ratios(self) -> dict[str, Score]:
+    def ratios(self) -> dict[str, SampledScore]:
         parts = [Ratio.of(self.right * (self.subtask == one), self.subtask == one) for one in np.unique(self.subtask)]
         return {"accuracy": Ratio.of(self.right, 1), "macro": Blend.mean(parts)}
 
@@ -100,7 +100,7 @@ class MemoTrap(Choosing):
     asked: list[tuple[str, int]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, source: Source) -> MemoTrap:
+    def read(cls, source: DataSource) -> MemoTrap:
         folder, made = source.need("MemoTrap files"), cls([], Notes())
         for subtask, number in MEMOTRAP.items():
             path = folder / f"{subtask}.csv"
@@ -161,7 +161,7 @@ class NQSwap(Benchmark):
     facts: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, source: Source) -> NQSwap:
+    def read(cls, source: DataSource) -> NQSwap:
         folder, made = source.need("NQ-Swap files"), cls([], Notes())
         primer = _primer(folder, made.notes)
         parquet = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
@@ -223,7 +223,7 @@ class TruthfulQA(Choosing):
     targets: list[tuple[tuple[bool, ...], int]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, source: Source) -> TruthfulQA:
+    def read(cls, source: DataSource) -> TruthfulQA:
         folder, made = source.need("TruthfulQA files"), cls([], Notes())
         primer = _primer(folder, made.notes)
         listed = folder / "mc_task.json"

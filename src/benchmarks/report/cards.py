@@ -8,14 +8,14 @@ from typing import Any
 
 from ...common.errors import DataError
 from ..runner.evaluate import SAMPLES
-from .folders import Section
+from .folders import ReportSection
 
 PLAIN, RIGHT, WRONG = range(3)
 """Kinds of pieces: said without a judgement, true, hallucinated or wrong."""
 _ASIDE = ("ids", "choices", "label", "objects")
 
 
-def view(section: Section, pictures: Mapping[Path, int], images: Path | None = None) -> dict[str, Any]:
+def view(section: ReportSection, pictures: Mapping[Path, int], images: Path | None = None) -> dict[str, Any]:
     """The section for the page's script: `runs`, and `samples` of `id, ask, truth, picture` (its number or null), `said`.
 
     `said` has for each run `text` ([kind, piece] in order) and `more`, or the number of an earlier run that said the same.
@@ -55,7 +55,7 @@ def picture_file(row: Mapping[str, Any], images: Path | None) -> Path | None:
     return images / path.name if images is not None and not path.is_file() else path
 
 
-def question(section: Section) -> str | None:
+def question(section: ReportSection) -> str | None:
     """What all samples were asked, where that is one text."""
     texts = {row.get("text") for row in section.samples}
     return str(next(iter(texts))) if len(texts) == 1 else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runner import tables
-from .folders import Section
+from .folders import ReportSection
 
 NAMED = 4
 """Names in a sentence; of more, some are only counted."""
@@ -23,7 +23,7 @@ class Finding:
     kind: str
 
 
-def headline(section: Section) -> str | None:
+def headline(section: ReportSection) -> str | None:
     """The score that a benchmark's runs are judged by: at equal recall (share of yes) where that is known, or the first.
 
     None where nothing is compared, or no score has a better direction.
@@ -33,7 +33,7 @@ def headline(section: Section) -> str | None:
     return "equal" if "equal" in directed else next(iter(directed), None)
 
 
-def findings(section: Section) -> list[Finding]:
+def findings(section: ReportSection) -> list[Finding]:
     """The section's runs against their first, by its headline: a sentence for each that differs, one for the others."""
     key, kind = headline(section), section.kind
     if key is None:
@@ -100,7 +100,7 @@ def _on(splits: Sequence[str]) -> str:
     return f" ({', '.join(splits)})" if any(splits) else ""
 
 
-def by_split(section: Section) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
+def by_split(section: ReportSection) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
     """Split -> the compared runs' entries and differences there; a benchmark without splits has one without a name."""
     found: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
     for entry in section.runs:

@@ -1,7 +1,7 @@
 """Folders of results, read back, checked and put together: what `sightline report` shows.
 
 A folder is one that `sightline eval` or `sightline demo` wrote. Runs about the same data (benchmark and data hash) make one
-`Section`, side by side; other data makes another. What is unfinished is told, what is damaged is an error that names file
+`ReportSection`, side by side; other data makes another. What is unfinished is told, what is damaged is an error that names file
 and line.
 """
 
@@ -63,7 +63,7 @@ class Folder:
 
 
 @dataclass
-class Section:
+class ReportSection:
     """Runs about the same data, in the shape of an evaluation's result (`runs`, `n`, `notes`).
 
     samples: rows of `samples.jsonl`, each run's reply under the name that the run has here, `at` their folder. data: their
@@ -109,15 +109,15 @@ def read(paths: Sequence[Path]) -> list[Folder]:
     return [_read(path, name) for path, name in zip(places, _names(places), strict=True)]
 
 
-def sections(folders: Iterable[Folder]) -> list[Section]:
+def sections(folders: Iterable[Folder]) -> list[ReportSection]:
     """The folders' results, put together by what they are about. Raises DataError where samples contradict each other."""
-    found: dict[tuple[str, str], Section] = {}
+    found: dict[tuple[str, str], ReportSection] = {}
     for folder in folders:
         for benchmark in folder.benchmarks:
             data = _data(folder)
             key = (benchmark, data)
             number = _number(folder, benchmark)
-            section = found.setdefault(key, Section(benchmark, data, number))
+            section = found.setdefault(key, ReportSection(benchmark, data, number))
             section.folders.append(folder)
     for section in found.values():
         _fill(section)
@@ -207,7 +207,7 @@ def _number(folder: Folder, benchmark: str) -> int:
     return int(found) if found is not None else sum(part["n"] for part in scores.values())
 
 
-def _fill(section: Section) -> None:
+def _fill(section: ReportSection) -> None:
     """Put the folders' runs side by side, under names that tell them apart; equal plain runs are one."""
     told = {folder.path: folder.samples if folder.told == section.benchmark else [] for folder in section.folders}
     names = _labels(section, told)
@@ -241,7 +241,7 @@ def _fill(section: Section) -> None:
 
 
 def _labels(
-    section: Section, told: Mapping[Path, Sequence[tuple[str, Mapping[str, Any]]]]
+    section: ReportSection, told: Mapping[Path, Sequence[tuple[str, Mapping[str, Any]]]]
 ) -> dict[Path, dict[str, str]]:
     """For each folder, its runs' names -> their names here: with the folder's where two different runs share one."""
     first: dict[tuple[str, str], Folder] = {}

@@ -26,7 +26,7 @@ from ..runner import tables
 from .cards import picture_file, question, view
 from .charts import Chart, forest, heat, positions, tradeoff
 from .findings import by_split, findings, headline
-from .folders import Folder, Section, read, sections
+from .folders import Folder, ReportSection, read, sections
 from .pictures import Mode, show
 
 PAGE, TABLES = "report.html", "report.md"
@@ -55,7 +55,7 @@ class Report:
     """Folders read and put together."""
 
     folders: list[Folder]
-    sections: list[Section]
+    sections: list[ReportSection]
     made: Mapping[str, Any]
 
     @classmethod
@@ -178,7 +178,7 @@ def write(
     return report
 
 
-def _title(section: Section) -> str:
+def _title(section: ReportSection) -> str:
     """The benchmark and its n: the replies that a row of its table is about."""
     scores = section.runs[0][section.benchmark]
     parts = [one["n"] for split, one in scores.items() if isinstance(one, Mapping) and split != "mean" and "n" in one]
@@ -187,12 +187,12 @@ def _title(section: Section) -> str:
     return f"{section.benchmark}, n = {'–'.join(map(str, sorted({min(parts), max(parts)})))} a split"
 
 
-def _about(section: Section) -> str:
+def _about(section: ReportSection) -> str:
     where = ", ".join(folder.name for folder in section.folders)
     return f"From {where}; data {section.data[:16]}."
 
 
-def _section(section: Section) -> dict[str, Any]:
+def _section(section: ReportSection) -> dict[str, Any]:
     """A section as its template takes it."""
     result, kind = section.result, section.kind
     changes = tables.differences(result, kind)
@@ -222,7 +222,7 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _forests(section: Section) -> Iterator[tuple[str, Chart]]:
+def _forests(section: ReportSection) -> Iterator[tuple[str, Chart]]:
     """The scores that have a direction, each with its chart; of a benchmark in splits, its headline in each split."""
     kind, main, parts = section.kind, headline(section), by_split(section)
     wanted = [("", key) for key in kind.columns if key not in kind.neutral]
@@ -238,7 +238,7 @@ def _forests(section: Section) -> Iterator[tuple[str, Chart]]:
             yield key, forest(title, rows, scale=100 if key in kind.percent else 1)
 
 
-def _tradeoff(section: Section) -> Chart | None:
+def _tradeoff(section: ReportSection) -> Chart | None:
     """Each run's recall and CHAIR_I, beside plain captions that are cut shorter."""
     kind = section.kind
     curve = next((found for one in section.runs if (found := one.get("curves", {}).get(kind.name))), None)
@@ -254,7 +254,7 @@ def _tradeoff(section: Section) -> Chart | None:
     )
 
 
-def _places(section: Section) -> Chart | None:
+def _places(section: ReportSection) -> Chart | None:
     scored = [(entry["name"], entry[section.benchmark].get("by_position")) for entry in section.runs]
     series = [(name, found) for name, found in scored if found]
     if not series:

@@ -18,7 +18,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Run(_Part):
+class ReportedRun(_Part):
     """What a result says of one run; the scores of each benchmark stand beside these keys."""
 
     name: str
@@ -45,7 +45,7 @@ class Common(_Part):
 class Result(Common):
     """Of `sightline eval` or `demo`."""
 
-    runs: list[Run]
+    runs: list[ReportedRun]
     n: int | None = None
     seed: int = 0
     label: str = ""

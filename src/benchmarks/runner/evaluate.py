@@ -25,7 +25,7 @@ from ...models.loading import check_whole
 from ...models.samples import Reply, Sample
 from ...plugin.config import Config
 from ..benchmark import Benchmark
-from .plan import ANSWERS, PLAIN, Plan, plans
+from .plan import ANSWERS, PLAIN, RunPlan, plans
 from .run import Done, Run, ask_in_turn, batches, results
 from .store import Row, Store, one_at_a_time
 
@@ -248,7 +248,7 @@ def _rows(samples: Sequence[Sample], done: Done) -> list[Row]:
 
 
 def _gathered(
-    benchmark: Benchmark, name: str, plan: Plan, rows: Mapping[str, Row], cuts: Sequence[Sequence[int]]
+    benchmark: Benchmark, name: str, plan: RunPlan, rows: Mapping[str, Row], cuts: Sequence[Sequence[int]]
 ) -> Run:
     """A run from its finished samples, the seconds batch by batch."""
     mine = [rows[sample.id] for sample in benchmark.samples]

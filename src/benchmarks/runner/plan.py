@@ -20,14 +20,14 @@ Attach = Callable[..., AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A configuration (None: the plain model) and the calibration it uses."""
 
     config: Config | None = None
     calibration: Calibration | None = None
 
     @classmethod
-    def of(cls, config: Config, calibration: Path | None, model: Any) -> Plan:
+    def of(cls, config: Config, calibration: Path | None, model: Any) -> RunPlan:
         """The calibration is found as `attach` finds it. Raises CalibrationError."""
         chosen = calibration if calibration is not None else config.calibration
         return cls(config, Calibration.load(chosen, model) if chosen is not None else find_shipped(model))
@@ -59,9 +59,9 @@ class Plan:
 
 def plans(
     configs: Mapping[str, Config], model: Any, processor: Any, *, calibration: Path | None = None
-) -> dict[str, Plan]:
+) -> dict[str, RunPlan]:
     """The plain model, then each configuration, by name. Raises SightlineError where one does not fit the model."""
-    found = {PLAIN: Plan()} | {name: Plan.of(config, calibration, model) for name, config in configs.items()}
+    found = {PLAIN: RunPlan()} | {name: RunPlan.of(config, calibration, model) for name, config in configs.items()}
     for plan in found.values():  # a configuration that does not fit should fail now, not after minutes
         with plan.attached(model, processor):
             pass

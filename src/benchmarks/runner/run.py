@@ -18,7 +18,7 @@ from ...common.statistics import difference, interval, mcnemar
 from ...models.prompting import ask
 from ...models.samples import Reply, Sample
 from ..benchmark import Benchmark, Scored, Scores
-from .plan import Plan
+from .plan import RunPlan
 
 
 @dataclass
@@ -70,7 +70,7 @@ def ask_in_turn(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, RunPlan],
     cuts: Iterable[Sequence[int]],
     new_tokens: int,
     wanted: Callable[[str, int], bool] = lambda run, number: True,
@@ -103,7 +103,7 @@ def run(
     model: Any,
     processor: Any,
     benchmarks: Sequence[Benchmark],
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, RunPlan],
     *,
     batch: Mapping[str, int],
     advance: Callable[[str], None] = lambda run: None,

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from ...common.errors import ConfigError, DataError
 from ...common.readers import check_sums
 from ...common.validation import suggest
-from ..benchmark import Benchmark, Source
+from ..benchmark import Benchmark, DataSource
 
 GROUP = "sightline.benchmarks"
 _OWN = {
@@ -54,7 +54,7 @@ def find(name: str) -> type[Benchmark]:
     return found
 
 
-def read(name: str, source: Source) -> Benchmark:
+def read(name: str, source: DataSource) -> Benchmark:
     """A benchmark with its samples. Raises ConfigError for its name, DataError for its files."""
     kind = find(name)
     given = {"prompt", "synonyms", "categories", "match"} - kind.options

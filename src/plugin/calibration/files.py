@@ -26,7 +26,6 @@ from .identity import comparable, identity
 from .sections import (
     BoxHeads,
     ConflictHeads,
-    Fact,
     FirstToken,
     FocusHeads,
     Gaze,
@@ -41,6 +40,7 @@ from .sections import (
     Section,
     Sink,
     Source,
+    SourcedSection,
     VisualHeads,
     WordHeads,
 )
@@ -76,10 +76,10 @@ class Calibration(Section):
     word_heads: WordHeads | None = None
     grounding: Grounding | None = None
 
-    def facts(self) -> dict[str, Fact]:
+    def facts(self) -> dict[str, SourcedSection]:
         """The sections that are there, by name."""
         found = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in found.items() if isinstance(value, Fact)}
+        return {name: value for name, value in found.items() if isinstance(value, SourcedSection)}
 
     def head_tables(self) -> dict[str, HeadTable]:
         """Every [layer][head] table, by its dotted name."""

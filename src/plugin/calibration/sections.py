@@ -62,7 +62,7 @@ class Source(Section):
     seconds: float | None = Field(default=None, description="wall time of the measurement")
 
 
-class Fact(Section):
+class SourcedSection(Section):
     """A section of measured or published values."""
 
     source: Source | None = Field(
@@ -147,7 +147,7 @@ class TokenCounts(Section):
     text: float = Field(ge=0)
 
 
-class Sink(Fact):
+class Sink(SourcedSection):
     """VAR's sink test: a token is a sink where max over dims of |x_d| / RMS(x) exceeds tau (arXiv 2503.03321)."""
 
     dims: list[Dim] = Field(min_length=1, description="massive hidden dimensions")
@@ -172,7 +172,7 @@ class Sink(Fact):
     )
 
 
-class Gaze(Fact):
+class Gaze(SourcedSection):
     """GIFT's layers (arXiv 2510.22067)."""
 
     saliency_layers: list[Layer] = Field(min_length=1)
@@ -180,7 +180,7 @@ class Gaze(Fact):
     alpha: float = Field(gt=0)
 
 
-class VisualHeads(Fact):
+class VisualHeads(SourcedSection):
     """VHR's layers and, where measured, each head's mean visual head divergence (arXiv 2412.13949)."""
 
     layers: list[Layer] | None = Field(default=None, min_length=1)
@@ -190,7 +190,7 @@ class VisualHeads(Fact):
     )
 
 
-class ImageHeads(Fact):
+class ImageHeads(SourcedSection):
     """VAR's image-centric heads: a row of attention counts where at least 0.2 of it lies on the image."""
 
     scores: HeadTable = Field(description="mean attention on image tokens that are no sinks, all rows behind the image")
@@ -204,13 +204,13 @@ class ImageHeads(Fact):
     )
 
 
-class Replies(Fact):
+class Replies(SourcedSection):
     """How long the plain model's replies are; boosts that can run away are guarded by it."""
 
     tokens: float = Field(gt=0, description="mean length in tokens, without the end token")
 
 
-class BoxHeads(Fact):
+class BoxHeads(SourcedSection):
     """Heads that look at a thing while the model names it."""
 
     scores: HeadTable = Field(description="mean over its tokens of 1 / image tokens of its box (arXiv 2506.05344)")
@@ -219,19 +219,19 @@ class BoxHeads(Fact):
     )
 
 
-class RetrievalHeads(Fact):
+class RetrievalHeads(SourcedSection):
     """How much each head copies a needle out of a haystack (arXiv 2404.15574); 0.1 and more is a retrieval head."""
 
     scores: HeadTable
 
 
-class InducingHeads(Fact):
+class InducingHeads(SourcedSection):
     """HICD's score per head: importance for right answers, plus the scaled excess over wrong ones (arXiv 2503.12908)."""
 
     scores: HeadTable
 
 
-class FirstToken(Fact):
+class FirstToken(SourcedSection):
     """ZeroTuning's factors on the attention that each head pays to the first token (arXiv 2505.11739); 1 leaves it."""
 
     gains: Annotated[list[list[Annotated[float, Field(gt=0)]]], IS_HEAD_TABLE] = Field(
@@ -239,14 +239,14 @@ class FirstToken(Fact):
     )
 
 
-class FocusHeads(Fact):
+class FocusHeads(SourcedSection):
     """Focus Directions (arXiv 2503.23306): pairs (layer, query head), and the query direction [head size] of each."""
 
     heads: list[Head] = Field(min_length=1)
     directions: list[list[float]] = Field(description="as many as heads")
 
 
-class Grounding(Fact):
+class Grounding(SourcedSection):
     """How the trace of a word tells whether the picture holds what it names (`sightline generate --explain`)."""
 
     heads: list[Head] = Field(min_length=1, description="(layer, query head) whose attention is averaged")
@@ -256,14 +256,14 @@ class Grounding(Fact):
     threshold: float = Field(description="a word with a lower score is weakly grounded")
 
 
-class ConflictHeads(Fact):
+class ConflictHeads(SourcedSection):
     """JuICE's heads (arXiv 2503.10996): pairs (layer, query head), best first, to enlarge and to suppress."""
 
     enhance: list[Head] = Field(default_factory=list)
     suppress: list[Head] = Field(default_factory=list)
 
 
-class PremiseHeads(Fact):
+class PremiseHeads(SourcedSection):
     """FAITH's heads (arXiv 2402.19103): pairs (layer, query head) that carry a question's false premise, best first."""
 
     heads: list[Head] = Field(min_length=1)
@@ -275,7 +275,7 @@ class PremiseHeads(Fact):
     )
 
 
-class HeadGates(Fact):
+class HeadGates(SourcedSection):
     """Causal Head Gating (arXiv 2505.13737): what each head does for right answers, [layer][query head] in [0, 1]."""
 
     facilitating: HeadTable = Field(description="gate that is left under a pull towards 0")
@@ -288,7 +288,7 @@ class HeadGates(Fact):
         return [[1 - value for value in row] for row in self.interfering]
 
 
-class WordHeads(Fact):
+class WordHeads(SourcedSection):
     """Head Pursuit (arXiv 2510.21518): how much of what a head writes is words of a concept."""
 
     scores: HeadTable = Field(description="share of the variance of its outputs that few of the words explain")

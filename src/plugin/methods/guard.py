@@ -25,7 +25,7 @@ class GuardSettings(Settings):
     )
 
 
-class Guard:
+class ReplyGuard:
     """How many tokens of a reply a method may boost. limit: None where there is none."""
 
     def __init__(self, settings: GuardSettings, facts: ModelFacts):

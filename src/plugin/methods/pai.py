@@ -22,7 +22,7 @@ from ..core.edits import Edit, Keys, Reweight, boosted
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session
 from ..core.registry import register
-from .guard import Guard, GuardSettings
+from .guard import GuardSettings, ReplyGuard
 from .secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2
@@ -51,7 +51,7 @@ class PAI(Method):
         super().__init__(settings, facts)
         layers = settings.layers if settings.layers is not None else range(FIRST_LAYER, facts.layers)
         self.layers = facts.check_layers(layers, "pai.layers")
-        self.guard = Guard(settings, facts)
+        self.guard = ReplyGuard(settings, facts)
 
     def start(self, layout: Layout) -> PAISession:
         return PAISession(self, layout)

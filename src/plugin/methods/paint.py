@@ -29,7 +29,7 @@ from ..core.edits import Edit, Keys, Reweight, boosted
 from ..core.layout import Layout, Step
 from ..core.method import Method, ModelFacts, Session
 from ..core.registry import register
-from .guard import Guard, GuardSettings
+from .guard import GuardSettings, ReplyGuard
 from .secondary import Boostable, SkipSecondary
 
 FIRST_LAYER = 2
@@ -64,7 +64,7 @@ class PAINT(Method):
             )
         layers = settings.layers if settings.layers is not None else range(FIRST_LAYER, facts.layers)
         self.layers = facts.check_layers(layers, "paint.layers")
-        self.guard = Guard(settings, facts)
+        self.guard = ReplyGuard(settings, facts)
         self.watch = ClassAttention(facts.tower)
 
     def start(self, layout: Layout) -> PAINTSession:

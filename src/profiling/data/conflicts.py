@@ -8,7 +8,7 @@ chosen on the calibration split has met no test fact.
 - *Choices*: four answers of one relation, asked closed-book, or with a context whose (substituted) answer counts as right.
 
 A prompt with a context reads `Context: ... Question: ...`, so that CAD can be told its bounds. The beginning of the reply
-is given (`Prompt.opening`): a small model's reply then is the answer and can be compared with it word for word.
+is given (`QuestionPrompt.opening`): a small model's reply then is the answer and can be compared with it word for word.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Answer = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class QuestionPrompt:
     """A user turn, and how the reply begins; what is emphasised of the turn, for methods that ask for it."""
 
     user: str
@@ -60,21 +60,21 @@ class Fact:
         return f"{self.relation}/{self.subject}"
 
     @property
-    def closed_book(self) -> Prompt:
+    def closed_book(self) -> QuestionPrompt:
         """The question alone."""
-        return Prompt(f"Question: {self.question}", self.opening)
+        return QuestionPrompt(f"Question: {self.question}", self.opening)
 
     @property
-    def open_book(self) -> Prompt:
+    def open_book(self) -> QuestionPrompt:
         """The question behind a context that gives the substituted answer."""
-        return Prompt(f"Context: {self.context}\nQuestion: {self.question}", self.opening)
+        return QuestionPrompt(f"Context: {self.context}\nQuestion: {self.question}", self.opening)
 
 
 @dataclass(frozen=True)
-class Choice:
+class MultipleChoice:
     """A prompt, its options, and the numbers of the right one and of the one that memory suggests (no context: -1)."""
 
-    prompt: Prompt
+    prompt: QuestionPrompt
     options: tuple[str, ...]
     right: int
     memory: int
@@ -85,7 +85,7 @@ def facts(split: str) -> list[Fact]:
     return [fact for fact in _facts() if split_of(fact.name) == split]
 
 
-def choices(split: str, *, context: bool) -> list[Choice]:
+def choices(split: str, *, context: bool) -> list[MultipleChoice]:
     """Multiple choice, closed-book or with a context; no fact is in both."""
     asked = []
     for fact in facts(split):
@@ -97,9 +97,9 @@ def choices(split: str, *, context: bool) -> list[Choice]:
         draw.shuffle(options)
         true, swapped = options.index(fact.true[0]), options.index(fact.swapped[0])
         if context:
-            asked.append(Choice(fact.open_book, tuple(options), swapped, true))
+            asked.append(MultipleChoice(fact.open_book, tuple(options), swapped, true))
         else:
-            asked.append(Choice(fact.closed_book, tuple(options), true, -1))
+            asked.append(MultipleChoice(fact.closed_book, tuple(options), true, -1))
     return asked
 
 

@@ -14,7 +14,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from .conflicts import Answer, Fact, Prompt, facts, normalise, says
+from .conflicts import Answer, Fact, QuestionPrompt, facts, normalise, says
 
 FRAMES = (
     "Why is it that {}?",
@@ -53,13 +53,13 @@ class Premise:
         return self.false[0]
 
     @property
-    def cloze(self) -> Prompt:
+    def cloze(self) -> QuestionPrompt:
         """The reply's beginning is given up to the object."""
-        return Prompt(self.question, KNOWLEDGE + _inside(self.fact), (self.span,))
+        return QuestionPrompt(self.question, KNOWLEDGE + _inside(self.fact), (self.span,))
 
     @property
-    def open(self) -> Prompt:
-        return Prompt(self.question, "", (self.span,))
+    def open(self) -> QuestionPrompt:
+        return QuestionPrompt(self.question, "", (self.span,))
 
 
 def premises(split: str) -> list[Premise]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ...common.errors import SightlineError
 from ...common.files import replacing
 from ...plugin.calibration.files import Calibration
-from ...plugin.calibration.sections import Fact
+from ...plugin.calibration.sections import SourcedSection
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,7 +19,7 @@ SHADES = " ░▒▓█"
 WIDE = 40  # heads from which a map takes one character each
 
 
-def summary(fact: Fact) -> str:
+def summary(fact: SourcedSection) -> str:
     """A section in a few words: its plain values, and the three largest entries of its first table."""
     data = fact.model_dump(exclude={"source", *fact.tables()}, exclude_none=True)
     parts = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in data.items()]

@@ -21,7 +21,7 @@ from ...benchmarks.public.pope import build, statistics
 from ...common.errors import SightlineError
 from ...common.pictures import open_image
 from ...common.readers import Notes
-from ...common.statistics import Score
+from ...common.statistics import SampledScore
 from ...models.prompting import ask
 from ...models.samples import TESTBED, Example, Sample
 from ..data.examples import examples
@@ -56,12 +56,12 @@ class ExamScores:
     """
 
     chair: Chair
-    accuracy: Score
+    accuracy: SampledScore
     curve: Curve | None = None
     seconds: float = 0.0
 
     @property
-    def ratios(self) -> dict[str, Score]:
+    def ratios(self) -> dict[str, SampledScore]:
         """What can be resampled over pictures."""
         ours = {
             "chair_i": "i",
@@ -71,7 +71,7 @@ class ExamScores:
             "f1": "f1",
             "words": "words",
         }
-        found: dict[str, Score] = {name: self.chair.ratios[key] for name, key in ours.items()}
+        found: dict[str, SampledScore] = {name: self.chair.ratios[key] for name, key in ours.items()}
         if self.curve is not None:
             found["equal"] = self.chair.equal(self.curve, clamped=True)
         return {**found, "accuracy": self.accuracy}

@@ -11,7 +11,7 @@ import torch
 from sightline import testbed
 from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.chair import Vocabulary, chair
-from sightline.benchmarks.public.equal import Curve, EqualRecall, EqualYes, Naming, log_odds
+from sightline.benchmarks.public.equal import CaptionNames, Curve, EqualRecall, EqualYes, log_odds
 from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.public.pope import Question
 from sightline.common.statistics import interval
@@ -93,7 +93,7 @@ def test_intervals_are_paired_over_images() -> None:
     dice = np.random.default_rng(0)
     flags = [[bool(x) for x in dice.random(dice.integers(1, 6)) < 0.4] for _ in range(20)]
     first = [[not bad for bad in row] for row in flags]
-    curve = Curve.of(Naming(flags, first), [6] * 20)
+    curve = Curve.of(CaptionNames(flags, first), [6] * 20)
     shorter = [row[:2] for row in flags]
     run = EqualRecall(
         curve,

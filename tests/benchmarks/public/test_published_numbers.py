@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline.benchmarks.benchmark import Source
+from sightline.benchmarks.benchmark import DataSource
 from sightline.benchmarks.public import nouns
 from sightline.benchmarks.runner import suite
 from sightline.common.errors import ConfigError
@@ -27,7 +27,7 @@ def expected() -> dict[str, Any]:
 def scored(name: str, folder: str, replies: str, **options: Any) -> tuple[Any, Any]:
     """The benchmark and its scores of a file of replies."""
     path = PUBLIC / replies
-    bench = suite.read(name, Source(PUBLIC / folder, replies=(path,), **options))
+    bench = suite.read(name, DataSource(PUBLIC / folder, replies=(path,), **options))
     return bench, bench.score(bench.answers(path))
 
 
@@ -77,7 +77,7 @@ def test_amber(expected: dict[str, Any], amber: Any, part: str) -> None:
 @pytest.mark.parametrize(("folder", "questions"), [("pope", 600), ("pope_aokvqa", 120), ("pope_gqa_lines", 120)])
 def test_pope_files_are_read(folder: str, questions: int) -> None:
     """With the labels for answers, every split is right; what splits share is put to a model once."""
-    bench = suite.read("pope", Source(PUBLIC / folder, replies=(PUBLIC / folder,)))
+    bench = suite.read("pope", DataSource(PUBLIC / folder, replies=(PUBLIC / folder,)))
     assert {split: len(asked) for split, asked in bench.splits.items()} == dict.fromkeys(
         ("random", "popular", "adversarial"), questions
     )
@@ -87,6 +87,6 @@ def test_pope_files_are_read(folder: str, questions: int) -> None:
 
 
 def test_truthfulqa_file_is_read() -> None:
-    bench = suite.read("truthfulqa", Source(PUBLIC / "truthfulqa"))
+    bench = suite.read("truthfulqa", DataSource(PUBLIC / "truthfulqa"))
     assert len(bench.samples) == 20
     assert not any(choice.strip() == "" for sample in bench.samples for choice in sample.choices)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline.benchmarks.benchmark import Source
+from sightline.benchmarks.benchmark import DataSource
 from sightline.benchmarks.public import amber as amber_module
 from sightline.benchmarks.public.tokens import tokens
 from sightline.benchmarks.runner import suite
@@ -26,7 +26,7 @@ def put(path: Path, content: Any, *, lines: bool = False, indent: int | None = N
 
 
 def read(name: str, folder: Path, *replies: Path, **options: Any) -> Any:
-    return suite.read(name, Source(folder, replies=replies, **options))
+    return suite.read(name, DataSource(folder, replies=replies, **options))
 
 
 def question(number: int, image: str, name: str, label: str) -> dict[str, Any]:

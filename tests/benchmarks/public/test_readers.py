@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sightline.benchmarks.benchmark import Source
+from sightline.benchmarks.benchmark import DataSource
 from sightline.benchmarks.public import amber as amber_module
 from sightline.benchmarks.public import coco, nouns
 from sightline.benchmarks.public.pope import SPLITS
@@ -37,7 +37,7 @@ def picture(path: Path) -> None:
 
 
 def read(name: str, folder: Path, **options: Any) -> Any:
-    return suite.read(name, Source(folder, **options))
+    return suite.read(name, DataSource(folder, **options))
 
 
 def question(number: int, image: str = "a.jpg", text: str = "Is there a dog?", label: str = "yes") -> dict[str, Any]:
@@ -533,14 +533,14 @@ def test_benchmark_names(tmp_path: Path) -> None:
     for name in suite.BENCHMARKS:
         assert suite.find(name).name == name
     with pytest.raises(ConfigError, match=r"testbed has no MME files: give --data"):
-        suite.read("mme", Source(None))
+        suite.read("mme", DataSource(None))
     with pytest.raises(ConfigError, match=r"pope does not take --prompt, which is for chair"):
-        suite.read("pope", Source(None, prompt="Is it?"))
+        suite.read("pope", DataSource(None, prompt="Is it?"))
     with pytest.raises(ConfigError, match=r"mmhal does not take --match, which is for pope, chair, amber, mme"):
-        suite.read("mmhal", Source(tmp_path, match="strict"))
+        suite.read("mmhal", DataSource(tmp_path, match="strict"))
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file is a file: --data takes the folder that holds it"):
-        suite.read("mme", Source(tmp_path / "file"))
+        suite.read("mme", DataSource(tmp_path / "file"))
 
 
 def test_notes_count() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from sightline.benchmarks.report.findings import MANY, findings, headline
-from sightline.benchmarks.report.folders import Section
+from sightline.benchmarks.report.folders import ReportSection
 
 Changes = dict[str, dict[str, Any]]
 
@@ -18,14 +18,14 @@ def by(value: float, low: float, high: float) -> dict[str, Any]:
 BETTER, WORSE, OPEN = by(-0.021, -0.033, -0.009), by(0.021, 0.009, 0.033), by(-0.021, -0.05, 0.0)
 
 
-def section(runs: dict[str, Any], benchmark: str = "chair", against: dict[str, str] | None = None) -> Section:
+def section(runs: dict[str, Any], benchmark: str = "chair", against: dict[str, str] | None = None) -> ReportSection:
     """A section whose runs after the first have these differences."""
     entries = [{"name": "plain", "against": None, "differences": {benchmark: {}}}]
     for name, changes in runs.items():
         entries.append(
             {"name": name, "against": (against or {}).get(name, "plain"), "differences": {benchmark: changes}}
         )
-    return Section(benchmark, "d", 60, entries)
+    return ReportSection(benchmark, "d", 60, entries)
 
 
 def said(runs: dict[str, Any], benchmark: str = "chair", **more: Any) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ import torch
 import typer
 from PIL import Image
 from sightline import testbed
-from sightline.benchmarks.benchmark import Benchmark, Source
+from sightline.benchmarks.benchmark import Benchmark, DataSource
 from sightline.benchmarks.public.textqa import Choosing, Means
 from sightline.benchmarks.runner import suite
 from sightline.benchmarks.runner.evaluate import Place, ReplySettings, evaluate, fingerprint, score_answers
@@ -45,7 +45,7 @@ def embedded() -> tuple[Any, Any]:
 
 
 def chair(scenes: int) -> Benchmark:
-    bench = suite.read("chair", Source(None, scenes))
+    bench = suite.read("chair", DataSource(None, scenes))
     bench.new_tokens = 9  # enough words to differ, and quick
     return bench
 
@@ -64,11 +64,11 @@ def without_times(result: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def test_scores_are_the_demos(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = embedded
-    both = [suite.read(name, Source(None, 2)) for name in ("chair", "pope")]
+    both = [suite.read(name, DataSource(None, 2)) for name in ("chair", "pope")]
     runs = run(model, processor, both, plans(named(["vhr"]), model, processor), batch={"chair": 20, "pope": 60})
     wanted = {entry["name"]: entry for entry in results(runs, both)}
     for name in ("chair", "pope"):
-        result = evaluate(suite.read(name, Source(None, 2)), model, processor, named(["vhr"]), tmp_path / name)
+        result = evaluate(suite.read(name, DataSource(None, 2)), model, processor, named(["vhr"]), tmp_path / name)
         assert result is not None
         assert [entry["name"] for entry in result["runs"]] == ["plain", "vhr"]
         for entry in result["runs"]:
@@ -316,7 +316,7 @@ class Guess(Choosing):
     percent = frozenset({"right"})
 
     @classmethod
-    def read(cls, source: Source) -> Guess:
+    def read(cls, source: DataSource) -> Guess:
         raise NotImplementedError
 
     def score(self, replies: Sequence[Any]) -> Means:
@@ -398,7 +398,7 @@ def test_empty_replies_are_counted(tmp_path: Path) -> None:
 
 def test_tables_show_every_score_and_difference(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = embedded
-    bench = suite.read("pope", Source(None, 2))
+    bench = suite.read("pope", DataSource(None, 2))
     result = evaluate(bench, model, processor, named(["vhr"]), tmp_path)
     assert result is not None
     page = (tmp_path / "summary.md").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 import pytest
-from sightline.benchmarks.benchmark import Benchmark, Source
+from sightline.benchmarks.benchmark import Benchmark, DataSource
 from sightline.benchmarks.public.textqa import Choosing
 from sightline.benchmarks.runner import suite
 from sightline.common.errors import ConfigError
@@ -17,7 +17,7 @@ class Foreign(Choosing):
     name = "foreign"
 
     @classmethod
-    def read(cls, source: Source) -> Benchmark:
+    def read(cls, source: DataSource) -> Benchmark:
         raise NotImplementedError
 
 

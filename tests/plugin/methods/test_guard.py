@@ -9,7 +9,7 @@ import sightline
 import torch
 from sightline.common.errors import ConfigError
 from sightline.plugin.core.edits import Keys, own_key
-from sightline.plugin.methods.guard import Guard, GuardSettings
+from sightline.plugin.methods.guard import GuardSettings, ReplyGuard
 
 from tests.helpers.engine import assert_message, calibration, entry, generate, prompts, shared
 
@@ -92,12 +92,12 @@ def test_rows_count_what_was_written_before_them() -> None:
     logits[1, :, :, 0] = low
     assert own_key(logits).flatten().tolist() == [3, 4, 3, 4]
     facts: Any = type("Facts", (), {"calibration": None})()
-    guard = Guard(GuardSettings.model_validate({"guard": 1.0, "plain_tokens": 1.5}), facts)
+    guard = ReplyGuard(GuardSettings.model_validate({"guard": 1.0, "plain_tokens": 1.5}), facts)
     keys = Keys(slice(0, 3), 3)
     written = [[1, 2], [1, 2]]  # with the row's own token
     expected = [[count < 1.5 for count in row] for row in written]
     assert guard.within(logits, keys)[:, 0, :, 0].tolist() == expected
     # A sliding cache has dropped the first key.
     assert guard.within(logits[..., 1:], Keys(slice(1, 3), 2))[:, 0, :, 0].tolist() == expected
-    assert Guard(GuardSettings(), facts).within(logits, keys) is True
+    assert ReplyGuard(GuardSettings(), facts).within(logits, keys) is True
     assert case.has_images

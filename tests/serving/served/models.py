@@ -214,14 +214,16 @@ def evaluated(folder: Path, config: Any, known: Path, out: Path, count: int) -> 
     """What two samples of `chair` come to by run, asked of transformers."""
     import json
 
-    from sightline.benchmarks.benchmark import Source
+    from sightline.benchmarks.benchmark import DataSource
     from sightline.benchmarks.runner import suite
     from sightline.benchmarks.runner.evaluate import ReplySettings, evaluate
 
     model, processor = load_model(str(folder))
     configs = {"vhr": sightline.Config.load(config)}
     settings = ReplySettings(count, 1, equal=False)
-    evaluate(suite.read("chair", Source(None, 2)), model, processor, configs, out, calibration=known, settings=settings)
+    evaluate(
+        suite.read("chair", DataSource(None, 2)), model, processor, configs, out, calibration=known, settings=settings
+    )
     return [json.loads(line)["runs"] for line in (out / "samples.jsonl").read_text().splitlines()]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from sightline import ConfigError
-from sightline.benchmarks.benchmark import Source
+from sightline.benchmarks.benchmark import DataSource
 from sightline.benchmarks.runner import suite
 from sightline.plugin.config import Config
 from sightline.serving import evaluation
@@ -24,7 +24,7 @@ def test_the_same_replies(llava: Path, tmp_path: Path, monkeypatch: pytest.Monke
     known = tmp_path / "known.yaml"
     known.write_text(yaml.safe_dump(KNOWN))
     expected = apart(evaluated, llava, VHR, known, tmp_path / "transformers", COUNT)
-    benchmark, out = suite.read("chair", Source(None, 2)), tmp_path / "served"
+    benchmark, out = suite.read("chair", DataSource(None, 2)), tmp_path / "served"
     given: dict[str, Any] = {"calibration": known, "new_tokens": COUNT, "options": OPTIONS}
     result = evaluation.evaluate(benchmark, str(llava), {"vhr": Config.load(VHR)}, out, **given)
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
@@ -43,7 +43,7 @@ def test_the_same_replies(llava: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_given_answers_are_not_scored(tiny: Any, tmp_path: Path) -> None:
     from sightline.models.samples import Sample
 
-    benchmark = suite.read("chair", Source(None, 1))
+    benchmark = suite.read("chair", DataSource(None, 1))
     benchmark.samples[0] = Sample("1", "Is it?", choices=("yes", "no"))
     with pytest.raises(ConfigError, match="scores given answers"):
         evaluation.evaluate(benchmark, str(tiny("llama")), {}, tmp_path)
