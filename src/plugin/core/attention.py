@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .compat import own_eager, sdpa_attention_forward
+from .compat import attention_name, own_eager, sdpa_attention_forward
 from .edits import (
     Add,
     Bias,
@@ -127,13 +127,15 @@ def attention(
 ) -> tuple[Tensor, None]:
     """sdpa with the edits of `module`'s layer. Shapes as in `Call`; returns the head outputs [B, q, H, d] and None."""
     stage: Stage | None = module.__dict__.get(SLOT)
+    if stage is None:  # no layer's own: Inkling 2 attends over the residuals of its blocks, too
+        return plain_attention(module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if stage is not None and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         stage.visited.add(layer)
-    if stage is not None and stage.rider is not None and stage.rider.rides(layer):
+    if stage.rider is not None and stage.rider.rides(layer):
         return stage.rider.attend(stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
-    plan = stage.plan.get(layer) if stage is not None else None
-    if stage is None or plan is None:
+    plan = stage.plan.get(layer)
+    if plan is None:
         return plain_attention(module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return edited_attention(plan, stage, module, query, key, value, attention_mask, scaling=scaling, **kwargs), None
 
@@ -141,7 +143,8 @@ def attention(
 def plain_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
     """The function that computes an attention module without edits: sdpa, or the eager one of its model file."""
     stage: Stage | None = module.__dict__.get(SLOT)
-    return own_eager(type(module)) if stage is not None and stage.eager else sdpa_attention_forward  # type: ignore[arg-type]
+    eager = stage.eager if stage is not None else attention_name(getattr(module, "config", None)) == EAGER
+    return own_eager(type(module)) if eager else sdpa_attention_forward  # type: ignore[arg-type]
 
 
 def edited_attention(

@@ -13,6 +13,8 @@ from sightline import UnsupportedModelError
 from sightline.plugin.core import check
 from sightline.plugin.core import host as hosts
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from tests.helpers import tiny
 from tests.helpers.engine import Snapshot, assert_message
@@ -191,3 +193,31 @@ def test_the_random_state_is_the_callers() -> None:
     before = torch.random.get_rng_state()
     sightline.attach(model, NOTHING).detach()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Mixer(nn.Module):
+    """Attends over two versions of a hidden state, in place of an MLP: an attention of the decoder that is no layer's own."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config, self.is_causal, self.num_key_value_groups = config, False, 1
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        versions = torch.stack([hidden, hidden.roll(1, -1)], dim=-2)
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, _ = interface(self, hidden[:, :, None], versions, versions, None, scaling=0.5)
+        return output[:, 0]
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_attention_that_is_no_layers_own_runs_plain(eager: bool) -> None:
+    model = tiny.fresh("llama").model
+    if eager:  # a decoder that sdpa cannot compute
+        tiny.decoder(model)._supports_sdpa = False
+        model.set_attn_implementation("eager")
+    for layer in tiny.decoder(model).layers:
+        layer.mlp = Mixer(layer.self_attn.config)
+    ids = torch.arange(20, 32)[None]
+    plain = model(input_ids=ids).logits
+    with sightline.attach(model, NOTHING):
+        assert torch.equal(model(input_ids=ids).logits, plain)
