@@ -61,6 +61,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vipllava": {"vision_feature_layer": [-2, -1, 0]},
     "granite_docling_vision": {"use_fine_route": False},
     "mistral4": {"head_dim": 32},
+    "moshi": {"sliding_window": 10},  # longer than the proof's prompt: its mask has none, its cache has
     "mllama_text_model": {"cross_attention_layers": [1]},
     "helium": {"head_dim": 8},
     "qwen2_vl_text": {"rope_parameters": {"mrope_section": [2, 1, 1]}},

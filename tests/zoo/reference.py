@@ -24,20 +24,22 @@ NAME = "naive_reference"
 class Naive:
     """What is changed: `gain` [B, H] by layer on head outputs, `bias` [B, n] on prompt keys, `change` on weights, or the
 
-    `blind` heads by layer, whose query is zero. `start` is the position of the pass's first row, which `passes` keeps.
+    `blind` heads by layer, whose query is zero in the rows from `since` on. `start` is the position of the pass's first row,
+    which `running` keeps.
     """
 
     gain: dict[int, Tensor] = field(default_factory=dict)
     bias: Tensor | None = None
     change: Callable[[Tensor, int, int, Tensor], Tensor] | None = None  # weights, start, offset, sinks' share
     blind: dict[int, list[int]] = field(default_factory=dict)
+    since: int = 0
     layers: frozenset[int] = frozenset()
     start: int = 0
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> Any:
-        layer: int = module.layer_idx  # type: ignore[assignment]
+        layer: int = getattr(module, "layer_idx", -1)  # an attention over other things than tokens has none
         eager, mask = _eager(module), attention_mask
         if layer not in self.layers:
             return eager(module, query, key, value, mask, **kwargs)
@@ -45,7 +47,7 @@ class Naive:
         offset = max(0, self.start + count - total)
         if self.blind.get(layer):
             query = query.clone()
-            query[:, self.blind[layer]] = 0
+            query[:, self.blind[layer], max(0, self.since - self.start) :] = 0
         if mask is None:
             mask = torch.zeros(1, 1, count, total)
             if count > 1 and kwargs.get("is_causal", getattr(module, "is_causal", True)):

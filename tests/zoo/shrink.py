@@ -22,6 +22,7 @@ VOCAB = 256
 PAD, BOS, EOS = 0, 1, 2
 TEXT = (10, 200)  # ids of ordinary text tokens; the special ones lie above
 WIDTH, HEADS, LAYERS, HEAD = 64, 8, 4, 16
+SIDE = 16  # of a picture
 TOWER = ("vision", "audio", "speech", "vq", "qformer", "sam", "image", "codec", "decoder_config", "encoder", "aligner")
 IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS}
 
@@ -147,6 +148,9 @@ def _chosen(fields: dict[str, Any], layers: int | None, most: int) -> list[int]:
 def _small(name: str, value: Any, facts: dict[str, Any]) -> Any:
     """The small value of one field."""
     layers, chosen = facts["layers"], facts["chosen"]
+    if name == "image_grid_pinpoints":  # in tiles of the tower's size
+        tile = min(min(pair) for pair in value)
+        return [[SIDE * side // tile for side in pair] for pair in value]
     if isinstance(value, list | tuple) and value:
         if facts["tower"] and name in ("image_size", "patch_size"):
             return [_small(name, one, facts) for one in value]
@@ -158,7 +162,7 @@ def _small(name: str, value: Any, facts: dict[str, Any]) -> Any:
     if re.fullmatch(r".*(token_id|token_index|_token|_id)", name) and not name.startswith("num"):
         return _token(name, facts)
     if facts["tower"] and name in ("image_size", "patch_size", "resolution"):
-        return min(value, {"image_size": 16, "patch_size": 4, "resolution": 32}[name])
+        return min(value, {"image_size": SIDE, "patch_size": 4, "resolution": 32}[name])
     for pattern, small in RULES:
         if re.fullmatch(pattern, name):
             return value if small is None else _value(small, value, facts)

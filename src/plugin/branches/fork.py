@@ -70,9 +70,10 @@ class Fork:
         if step.start == 0 and self.branch.prompt == "beside":
             self.cache.length = step.count  # a prompt read in two parts: the rest is grown
         shared_prompt = step.reading and self.branch.prompt == "shared"
-        rider: Rider = ExtraPosition(self, step) if shared_prompt else ExtraRows(self, step)
         cache = kwargs.get(CACHE)
         base_cache = compat.new_cache(decoder.config) if cache is None else cache
+        windows = compat.windows(base_cache)
+        rider: Rider = (ExtraPosition if shared_prompt else ExtraRows)(self, step, windows)
         tapped = compat.TappedCache(base_cache, rider.take, rider.whole)
         kept = kwargs.get("logits_to_keep")
         if shared_prompt and isinstance(kept, int) and kept:

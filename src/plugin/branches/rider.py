@@ -8,7 +8,7 @@ would pay for again; attention alone is done apart, because the two look at diff
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,8 +45,9 @@ class Rider:
     along: ClassVar[int]  # of hidden states [B, q, hidden] and logits
     along_heads: ClassVar[int]  # of queries, keys and values [B, H, q, d]
 
-    def __init__(self, fork: Fork, step: Step):
-        self.fork, self.step = fork, step
+    def __init__(self, fork: Fork, step: Step, windows: Mapping[int, int]):
+        """windows: how many keys the sliding layers of the model's cache keep."""
+        self.fork, self.step, self.windows = fork, step, windows
         self._hidden: Tensor | None = None  # the branch's, between two layers
         self._left: Tensor | None = None  # the model's, as the last layer left it
         self._fresh: dict[int, Pair] = {}  # the branch's new keys and values, until its attention runs
@@ -202,7 +203,7 @@ class Rider:
             branch = attend(None, stage, module, theirs, *images, seen, **kwargs)
             return torch.cat([base, branch], dim=self.along)
         kwargs, own = self._told(kwargs, query.shape[self.along_heads])
-        window = kwargs.get("sliding_window")
+        window = own["sliding_window"] = self._window(layer, kwargs.get("sliding_window"))
         if layer in self._joined:
             (key, value), pieces = self._parted(layer, key, value)
         else:
@@ -212,6 +213,20 @@ class Rider:
         plan = self.fork.plan(layer, self.branch_step, stage.part(layer))
         branch = self._branch(plan, stage, module, theirs, pieces, mask, **own)
         return torch.cat([base, branch], dim=self.along)
+
+    def _window(self, layer: int, told: int | None) -> int | None:
+        """How many keys a row of the layer sees: what its attention is told, or what its cache keeps.
+
+        Raises UnsupportedModelError where that is not what the model sees (Moshi's mask has no window).
+        """
+        kept = self.windows.get(layer)
+        if told is None and kept is not None and self.step.start == 0 and self.step.count > kept:
+            raise UnsupportedModelError(
+                f"layer {layer} keeps the last {kept} keys and its attention is told of no window, so that a copy beside the"
+                f" model cannot tell what it sees of a prompt of {self.step.count} tokens: use a shorter prompt, a method, or"
+                " a decoder that looks at the model alone (dola)"
+            )
+        return kept if told is None else told
 
     def _told(self, kwargs: dict[str, Any], size: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What attention is told by keyword, for the model's rows and for the branch's: biases and sinks by row are parted."""

@@ -266,6 +266,12 @@ def states(config: Any) -> dict[int, str]:
     return {n: kind.__name__ for n, kind in kinds.items() if kind not in plain and kind.__name__ != "DummyLayer"}
 
 
+def windows(cache: Any) -> dict[int, int]:
+    """How many of the newest keys the sliding layers of a cache keep, by layer."""
+    sliding = ((n, layer) for n, layer in enumerate(cache.layers) if getattr(layer, "is_sliding", False))
+    return {number: getattr(layer, "sliding_window", None) or layer.max_cache_len for number, layer in sliding}
+
+
 def held(layer: Any) -> tuple[Tensor, Tensor] | None:
     """The keys and values [B, Hkv, K, d] of a cache's layer; None before its first."""
     return (layer.keys, layer.values) if layer.is_initialized else None
