@@ -21,6 +21,11 @@ class ContrastSettings(Settings):
     beta: float = Field(0.1, ge=0, le=1, description="plausibility cutoff, relative to the likeliest token; 0: none")
 
 
+def contrasted(settings: Any, base: Tensor, weak: Tensor) -> Tensor:
+    """The scores of both runs' logits."""
+    return rules.plausible(rules.contrast(base, weak, settings.alpha), base, settings.beta)
+
+
 class LogitContrast(Contrast):
     """Contrasts raw logits by the decoder's `alpha` and `beta`; a subclass makes the branch's prompt."""
 
@@ -30,5 +35,4 @@ class LogitContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None
-        settings = self.decoder.settings
-        return rules.plausible(rules.contrast(base, weak, settings.alpha), base, settings.beta)
+        return contrasted(self.decoder.settings, base, weak)

@@ -83,7 +83,7 @@ class DeCoRe(Decoder):
         return FixedCopy(change, marked(self.heads, self.facts), "all" if self.settings.span == "prompt" else "last")
 
     @classmethod
-    def combined(cls, settings: DeCoReSettings, base: Tensor, weak: Tensor) -> Tensor:
+    def combined(cls, settings: DeCoReSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
         first, second = base.log_softmax(-1), weak.log_softmax(-1)
         return rules.contrast(first, second, _strength(settings, first, second))
 

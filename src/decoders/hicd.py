@@ -60,7 +60,7 @@ class HICD(Decoder):
         return FixedCopy("disperse", marked(self.heads, self.facts), self.settings.span)
 
     @classmethod
-    def combined(cls, settings: HICDSettings, base: Tensor, weak: Tensor) -> Tensor:
+    def combined(cls, settings: HICDSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
         first, second = base.log_softmax(-1), weak.log_softmax(-1)
         scores = rules.contrast(first, second, settings.alpha)
         return rules.plausible(scores, first, settings.beta).log_softmax(-1)

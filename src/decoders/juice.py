@@ -78,7 +78,7 @@ class JuICE(Decoder):
         return FixedCopy("add", factors, "all")
 
     @classmethod
-    def combined(cls, settings: JuICESettings, base: Tensor, weak: Tensor) -> Tensor:
+    def combined(cls, settings: JuICESettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
         return weak
 
 

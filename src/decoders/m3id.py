@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..plugin.branches import prompts, rules
 from ..plugin.branches.branch import Branch
-from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
 from ..plugin.core.layout import Layout, Step
 from ..plugin.core.method import LARGEST, Settings
 
@@ -40,6 +40,21 @@ class M3ID(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return M3IDContrast(self, layout)
 
+    @classmethod
+    def check_fixed(cls, settings: M3IDSettings) -> None:
+        """Its copy is the same for every prompt."""
+
+    def fixed(self) -> FixedCopy:
+        return FixedCopy(pictures="none")
+
+    @classmethod
+    def combined(cls, settings: M3IDSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
+        assert written is not None
+        t = settings.first + written
+        alpha = torch.expm1(settings.lam * t.clamp(min=0)).clamp(max=LARGEST)  # (1 - g) / g
+        scores = rules.contrast(base.log_softmax(-1), weak.log_softmax(-1), alpha)
+        return rules.plausible(scores, base, settings.beta)
+
 
 class M3IDContrast(Contrast):
     def __init__(self, decoder: M3ID, layout: Layout):
@@ -52,11 +67,8 @@ class M3IDContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None
-        settings, rows = self.decoder.settings, base.shape[1]
-        t = settings.first + self.written - torch.arange(rows - 1, -1, -1).to(base)
-        alpha = torch.expm1(settings.lam * t.clamp(min=0)).clamp(max=LARGEST)[:, None]  # (1 - g) / g
-        scores = rules.contrast(base.log_softmax(-1), weak.log_softmax(-1), alpha)
-        return rules.plausible(scores, base, settings.beta)
+        written = self.written - torch.arange(base.shape[1] - 1, -1, -1).to(base)
+        return self.decoder.combined(self.decoder.settings, base, weak, written[:, None])
 
     def report(self) -> dict[str, Any]:
         """strength: (1 - g) / g at the last token."""

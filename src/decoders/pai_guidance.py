@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..plugin.branches import prompts, rules
 from ..plugin.branches.branch import Branch
-from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
 from ..plugin.core.layout import Layout
 from ..plugin.core.method import Settings
 
@@ -38,6 +38,17 @@ class Guidance(Decoder):
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return GuidanceContrast(self, layout)
 
+    @classmethod
+    def check_fixed(cls, settings: GuidanceSettings) -> None:
+        """Its copy is the same for every prompt."""
+
+    def fixed(self) -> FixedCopy:
+        return FixedCopy(pictures="none")
+
+    @classmethod
+    def combined(cls, settings: GuidanceSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
+        return rules.plausible(rules.guidance(base, weak, settings.gamma), base, settings.beta)
+
 
 class GuidanceContrast(Contrast):
     def __init__(self, decoder: Guidance, layout: Layout):
@@ -46,5 +57,4 @@ class GuidanceContrast(Contrast):
 
     def combine(self, base: Tensor, weak: Tensor | None) -> Tensor:
         assert weak is not None
-        settings = self.decoder.settings
-        return rules.plausible(rules.guidance(base, weak, settings.gamma), base, settings.beta)
+        return self.decoder.combined(self.decoder.settings, base, weak)

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ..plugin.branches import prompts
 from ..plugin.branches.branch import Branch
-from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
+from ..plugin.branches.decoder import Contrast, Decoder, FixedCopy, register_decoder
 from ..plugin.branches.pictures import redrawn
 from ..plugin.core.layout import Layout
-from .contrast import ContrastSettings, LogitContrast
+from .contrast import ContrastSettings, LogitContrast, contrasted
 
 STEPS = 1000
 
@@ -44,11 +44,23 @@ class VCD(Decoder):
     own_prompt = True
     redraws = True
 
-    def redraw(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return redrawn(kwargs, lambda pixels: noised(pixels, self.settings.noise_step, self.settings.seed))
+    @classmethod
+    def redraw(cls, settings: VCDSettings, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return redrawn(kwargs, lambda pixels: noised(pixels, settings.noise_step, settings.seed))
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return VCDContrast(self, layout)
+
+    @classmethod
+    def check_fixed(cls, settings: VCDSettings) -> None:
+        """Its noise is known before any prompt."""
+
+    def fixed(self) -> FixedCopy:
+        return FixedCopy(pictures="redrawn")
+
+    @classmethod
+    def combined(cls, settings: VCDSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
+        return contrasted(settings, base, weak)
 
 
 class VCDContrast(LogitContrast):

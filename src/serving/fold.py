@@ -1,7 +1,7 @@
 """Head gains folded into a checkpoint, for any engine that reads one.
 
 A factor on a head's output, before the output projection, is the same factor on that head's columns of the projection's
-weight. Only factors that are the same in every row of every prompt can go there (`Method.fixed`).
+weight. Only factors on outputs that are the same in every row of every prompt can go there (`Method.fixed`).
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ def export(
         raise ConfigError(
             f"decoder '{plan.copied.decoder}' compares two runs at each token, which no weights can hold: leave it out, or"
             " use sightline serve, which carries it"
+        )
+    if plan.first:
+        raise ConfigError(
+            "factors on the attention to the first token ('zerotuning') are no weights: leave it out, or use sightline serve,"
+            " which carries it"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SightlineError(f"cannot write {out}: it is there already; choose a new folder")

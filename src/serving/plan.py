@@ -1,7 +1,7 @@
 """What a configuration does to a model, as plain numbers that another engine can carry.
 
-A configuration has a plan if all of it is known before any prompt is read: factors on head outputs, and a copy that
-differs in fixed heads (`Method.fixed`, `Decoder.fixed`). Everything else is refused here, before any weight is loaded.
+A configuration has a plan if all of it is known before any prompt is read: factors by head, and a copy that differs in
+fixed heads or in its pictures (`Method.fixed`, `Decoder.fixed`). Everything else is refused here, before any weight is loaded.
 """
 
 from __future__ import annotations
@@ -35,22 +35,28 @@ class Copy(BaseModel):
 
     decoder: str
     settings: dict[str, Any]
-    change: Literal["disperse", "silence", "add"]
+    change: Literal["disperse", "silence", "add"] | None
     heads: Heads
     rows: Literal["all", "last", "prompt"]
+    pictures: Literal["same", "redrawn", "none"] = "same"
 
     @property
     def first(self) -> int:
         """The first layer that differs."""
-        return min(layer for layer, _, _ in self.heads)
+        return 0 if self.bare else min(layer for layer, _, _ in self.heads)
+
+    @property
+    def bare(self) -> bool:
+        """Whether it sees other pictures or none, which it does without the methods' factors."""
+        return self.pictures != "same"
 
 
 class Plan(BaseModel):
     """A configuration for a model of `layers` x `heads`.
 
     gains: factors on the outputs of heads, in every row. seen: the same for prompts with a picture, which methods that
-    look at pictures add to. copied: the copy that the model is contrasted with. config, calibration: where it all comes
-    from, the second as a hash.
+    look at pictures add to. first: factors on the heads' attention to the first token. copied: the copy that the model is
+    contrasted with. config, calibration: where it all comes from, the second as a hash.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,6 +66,7 @@ class Plan(BaseModel):
     heads: int
     gains: Heads = ()
     seen: Heads = ()
+    first: Heads = ()
     copied: Copy | None = None
     config: dict[str, Any]
     calibration: str | None = None
@@ -67,7 +74,12 @@ class Plan(BaseModel):
     @property
     def looks(self) -> bool:
         """Whether a prompt with a picture is treated unlike one without."""
-        return self.gains != self.seen
+        return self.gains != self.seen or (self.copied is not None and self.copied.bare)
+
+    @property
+    def widened(self) -> bool:
+        """Whether queries and keys have one dimension more, whose product raises or hides keys."""
+        return bool(self.first) or (self.copied is not None and self.copied.pictures == "none")
 
     def table(self, heads: Heads, rest: float) -> Tensor:
         """[layers, H]: the numbers of `heads`, and `rest` for all others."""
@@ -112,23 +124,33 @@ def resolve(
     fixed = [METHODS.find(name)(settings, facts).fixed() for name, settings in parsed.methods]
     if not facts.pictures:  # a method of pictures leaves a model alone that has none
         fixed = [one for one in fixed if not one.seeing]
+    outputs = [one for one in fixed if one.of == "outputs"]
     copied = None
     if parsed.decoder is not None:
         name, settings = parsed.decoder
         copy = DECODERS.find(name)(settings, facts).fixed()
-        heads = _listed(copy.factors, 0.0)
-        copied = Copy(decoder=name, settings=settings.model_dump(), change=copy.change, heads=heads, rows=copy.rows)
+        if copy.pictures != "same" and not facts.pictures:
+            raise ConfigError(f"'{name}' takes pictures away, and '{model}' reads none: choose a vision-language model")
+        copied = Copy(
+            decoder=name,
+            settings=settings.model_dump(),
+            change=copy.change,
+            heads=() if copy.factors is None else _listed(copy.factors, 0.0),
+            rows=copy.rows,
+            pictures=copy.pictures,
+        )
     plan = Plan(
         model=facts.name,
         layers=facts.layers,
         heads=facts.heads,
-        gains=_listed(_product([one for one in fixed if not one.seeing], facts), 1.0),
-        seen=_listed(_product(fixed, facts), 1.0),
+        gains=_listed(_product([one for one in outputs if not one.seeing], facts), 1.0),
+        seen=_listed(_product(outputs, facts), 1.0),
+        first=_listed(_product([one for one in fixed if one.of == "first"], facts), 1.0),
         copied=copied,
         config=parsed.dump(),
         calibration=None if facts.calibration is None else calibration_hash(facts.calibration),
     )
-    if not plan.seen and not plan.gains and copied is None:
+    if not (plan.seen or plan.gains or plan.first) and copied is None:
         raise ConfigError(
             f"the configuration has no effect on '{facts.name}' (no head's factor differs from 1): serve the model without"
             " it, or give it a method that does something"

@@ -249,9 +249,20 @@ def check_options(arguments: Any, plan: Plan) -> None:
         ("model_impl", lambda value: value not in ("auto", "vllm", "transformers"), "leave it out"),
         ("runner", lambda value: value not in (None, "auto", "generate"), "a plan is for generation"),
     ]
+    if plan.copied is not None or plan.widened:
+        cache = (
+            "kv_cache_dtype",
+            lambda value: value not in (None, "auto"),
+            "keep the cache in the model's number type",
+        )
+        refused.append(cache)
+    if plan.copied is not None and plan.copied.bare:
+        refused += [
+            ("enable_mm_embeds", bool, "let requests bring pictures"),
+            ("enable_prompt_embeds", bool, "let requests bring text"),
+        ]
     if plan.copied is not None:
         refused += [
-            ("kv_cache_dtype", lambda value: value not in (None, "auto"), "keep the cache in the model's number type"),
             ("enable_dbo", bool, "leave it out"),
             ("kv_sharing_fast_prefill", bool, "leave it out"),
         ]

@@ -7,6 +7,7 @@ where they stand, in buffers that stay where they are, as compiled graphs ask fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from .plan import Plan
 PLAIN, TEXT, SEEING = range(3)  # rows of a request that asked for the plain model, without and with a picture
 CHOICE = "sightline"  # key of a request's extra arguments
 OFF, ON = "off", "on"
+BESIDE, PLACE = 3, 256  # numbers of a row beside its hidden states; any number type holds whole ones up to PLACE
 
 
 def off(parameters: Any) -> bool:
@@ -33,30 +35,71 @@ def state(plan: Plan, parameters: Any, pictures: Any) -> int:
 
 
 class Rows(nn.Module):
-    """The rows of the pass under way, T of them: `kind` [T] as above; `changed` [T]: whether the copy's heads differ."""
+    """The rows of the pass under way, T of them.
+
+    kind: as above. changed: whether the copy's heads differ. first: whether it is its sequence's first token. image:
+    whether it is of a picture. skipped: how many rows before it are. redrawn: what the copy reads in its place
+    [T, hidden]. beside: what goes with its hidden states [T, 3] (`read_beside`).
+    """
 
     kind: Tensor
     changed: Tensor
+    first: Tensor
+    image: Tensor
+    skipped: Tensor
+    redrawn: Tensor
+    beside: Tensor
 
-    def __init__(self, plan: Plan, size: int):
+    def __init__(self, plan: Plan, size: int, hidden: int = 0):
         super().__init__()
         self.plan = plan
-        self.register_buffer("kind", torch.full((size,), TEXT), persistent=False)
-        self.register_buffer("changed", torch.ones(size, dtype=torch.bool), persistent=False)
+        redrawn = plan.copied is not None and plan.copied.pictures == "redrawn"
+        for name, value in (
+            ("kind", torch.full((size,), TEXT)),
+            ("changed", torch.ones(size, dtype=torch.bool)),
+            ("first", torch.zeros(size, dtype=torch.bool)),
+            ("image", torch.zeros(size, dtype=torch.bool)),
+            ("skipped", torch.zeros(size, dtype=torch.long)),
+            ("redrawn", torch.zeros(size if redrawn else 0, hidden)),
+            ("beside", torch.zeros(size, BESIDE)),
+        ):
+            self.register_buffer(name, value, persistent=False)
 
-    def tell(self, kinds: np.ndarray, first: np.ndarray, counts: np.ndarray, prompts: np.ndarray) -> None:
+    def tell(
+        self,
+        kinds: np.ndarray,
+        first: np.ndarray,
+        counts: np.ndarray,
+        prompts: np.ndarray,
+        pictures: Sequence[np.ndarray] = (),
+    ) -> None:
         """Say what the rows are.
 
-        Of each request in the batch: its kind, the position of its first row, how many rows it has, and the length of its
-        prompt.
+        Of each request in the batch: its kind, the position of its first row, how many rows it has, the length of its
+        prompt, and where in it tokens of pictures stand, ascending.
         """
         request = np.repeat(np.arange(len(counts)), counts)
         total = len(request)
         position = first[request] + np.arange(total) - (np.cumsum(counts) - counts)[request]
         kind = kinds[request]
         changed = (kind != PLAIN) & self._reach(position, prompts[request])
-        self.kind[:total].copy_(torch.from_numpy(kind))
-        self.changed[:total].copy_(torch.from_numpy(changed))
+        skipped, image = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=bool)
+        for number, places in enumerate(pictures):
+            own = request == number
+            skipped[own] = np.searchsorted(places, position[own])
+            image[own] = np.isin(position[own], places)
+        copied = self.plan.copied
+        contrasted = kind == SEEING if copied is not None and copied.bare else kind != PLAIN
+        written = np.maximum(position + 1 - prompts[request], 0)
+        for buffer, values in (
+            (self.kind, kind),
+            (self.changed, changed),
+            (self.first, position == 0),
+            (self.image, image),
+            (self.skipped, skipped),
+            (self.beside, np.stack([contrasted, written // PLACE, written % PLACE], -1)),
+        ):
+            buffer[:total].copy_(torch.from_numpy(values))
 
     def _reach(self, position: np.ndarray, prompt: np.ndarray) -> np.ndarray:
         rows = "all" if self.plan.copied is None else self.plan.copied.rows
@@ -65,10 +108,17 @@ class Rows(nn.Module):
         return position < prompt if rows == "prompt" else np.ones(len(position), dtype=bool)
 
 
+def read_beside(beside: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows [T, 3]: which are contrasted, and how many tokens of the answer each has read, both [T, 1]."""
+    contrasted, places, rest = beside.split(1, -1)
+    return contrasted > 0, places * PLACE + rest
+
+
 def read_batch(rows: Rows, runner: Any) -> None:
     """Tell `rows` what vLLM's runner is about to run."""
     batch = runner.input_batch
     count = batch.num_reqs
+    copied = rows.plan.copied
     asked = [runner.requests[name] for name in batch.req_ids[:count]]
     kinds = [state(rows.plan, one.sampling_params, one.mm_features) for one in asked]
     rows.tell(
@@ -76,7 +126,18 @@ def read_batch(rows: Rows, runner: Any) -> None:
         batch.num_computed_tokens_cpu[:count].astype(np.int64),
         np.diff(runner.query_start_loc.np[: count + 1]).astype(np.int64),
         batch.num_prompt_tokens[:count].astype(np.int64),
+        [_places(one.mm_features) for one in asked] if copied is not None and copied.pictures == "none" else (),
     )
+
+
+def _places(features: Any) -> np.ndarray:
+    """Where tokens of pictures stand in a prompt, ascending."""
+    found = [np.empty(0, dtype=np.int64)]
+    for one in features:
+        at = one.mm_position
+        own = np.arange(at.length) if at.is_embed is None else np.flatnonzero(np.asarray(at.is_embed))
+        found.append(at.offset + own)
+    return np.sort(np.concatenate(found))
 
 
 def cache_keys(plan: Plan, request: Any, start: int, stop: int) -> tuple[tuple[str, Any], ...]:

@@ -132,7 +132,8 @@ def _served() -> str:
     """What DeCoRe costs under vLLM: seconds of the same requests, against plain."""
     seconds = read("serving")["decore"]["seconds"]
     ratio = median(seconds["throughput decore"]) / median(seconds["throughput plain"])
-    return f"| Served by vLLM | `decore`, `head_gain`, static `vhr` | as in `generate` | {ratio:.2f} (`decore`) | {SMOLLM2} |"
+    taken = "`decore`, `vcd`, `m3id`, `head_gain`, `zerotuning`"
+    return f"| Served by vLLM | {taken} | as in `generate` | {ratio:.2f} (`decore`) | {SMOLLM2} |"
 
 
 def table() -> str:

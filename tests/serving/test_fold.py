@@ -118,6 +118,13 @@ def test_a_contrast_is_no_weight(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_attention_on_the_first_token_is_no_weight(tmp_path: Path) -> None:
+    case = tiny.fresh("llama")
+    with pytest.raises(sightline.ConfigError, match=r"'zerotuning'.*sightline serve"):
+        folded(case, {"methods": [{"zerotuning": {"gain": 2.0}}]}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_quantised_weights_are_refused_untouched(tmp_path: Path) -> None:
     case = tiny.fresh("llama")
     attention = case.model.model.layers[1].self_attn

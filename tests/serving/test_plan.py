@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlavaConfig
 
 TEXT = LlamaConfig(num_hidden_layers=4, num_attention_heads=8, hidden_size=64, num_key_value_heads=4, vocab_size=256)
 SEEING = LlavaConfig(text_config=TEXT, image_token_id=250)
-SERVED = {"head_gain", "vhr", "faith"}, {"decore", "hicd", "juice"}
+SERVED = {"head_gain", "vhr", "faith", "zerotuning"}, {"decore", "hicd", "juice", "vcd", "m3id", "pai_guidance"}
 
 
 def calibration(architecture: str = "llama") -> dict[str, Any]:
@@ -82,6 +82,25 @@ def test_copies(config: Any, change: str, rows: str, first: int) -> None:
     assert (copied.change, copied.rows, copied.first) == (change, rows, first)
 
 
+@pytest.mark.parametrize(("name", "pictures"), [("vcd", "redrawn"), ("m3id", "none"), ("pai_guidance", "none")])
+def test_copies_of_other_pictures(name: str, pictures: str) -> None:
+    found = plan(name, calibration("llava"), SEEING)
+    assert found.copied is not None
+    assert (found.copied.pictures, found.copied.rows, found.copied.first) == (pictures, "all", 0)
+    assert found.looks
+    assert found.widened == (pictures == "none")
+    with pytest.raises(sightline.ConfigError, match=f"'{name}' takes pictures away, and 'mine' reads none"):
+        plan(name)
+
+
+def test_factors_on_the_first_token() -> None:
+    found = plan({"methods": [{"zerotuning": {"gain": 3.0, "head_list": [[1, 2], [3, 0]]}}]})
+    assert found.first == ((1, 2, 3.0), (3, 0, 3.0))
+    assert found.widened
+    assert not found.gains
+    assert not found.looks
+
+
 def test_a_plan_survives_its_json() -> None:
     found = plan({"methods": ["head_gain"], "decoder": {"decore": {"heads": 5}}})
     assert Plan.model_validate_json(found.model_dump_json()) == found
@@ -124,6 +143,7 @@ def test_what_depends_on_the_prompt_is_refused_by_name_before_anything_else(name
             "'head_gain' has a gate",
         ),
         ({"methods": [{"head_gain": {"head_list": [[0, 0]], "gain": 1.0}}]}, "has no effect"),
+        ({"methods": [{"zerotuning": {"gain": 1.0}}]}, "has no effect"),
         ({"methods": ["vhr"]}, "static: true"),
         ({"methods": ["faith"]}, "rows: all"),
         ({"methods": [{"head_gain": {"head_list": [[9, 0]]}}]}, "names head 9-0"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sightline.serving.http import Choice, moved
 from sightline.serving.plan import Copy, Plan
-from sightline.serving.rows import PLAIN, SEEING, TEXT, Rows, cache_keys, off, state
+from sightline.serving.rows import PLAIN, SEEING, TEXT, Rows, cache_keys, off, read_beside, state
 from sightline.serving.slices import of_rank
 
 
@@ -36,6 +36,23 @@ def test_rows_are_told_by_position(rows: str, expected: list[int]) -> None:
     told.tell(np.array([TEXT, TEXT, PLAIN]), np.array([2, 6, 0]), np.array([4, 1, 3]), np.array([6, 6, 2]))
     assert told.kind[:8].tolist() == [TEXT] * 5 + [PLAIN] * 3
     assert told.changed[:8].int().tolist() == expected
+
+
+def test_rows_of_pictures_are_told_and_skipped() -> None:
+    """A chunk of a prompt with pictures at 2-4 and 7; its first answer token; a request whose picture goes on in it."""
+    copied = Copy(decoder="m3id", settings={}, change=None, heads=(), rows="all", pictures="none")
+    told = Rows(Plan(model="m", layers=2, heads=4, copied=copied, config={}), 16)
+    places = [np.array([2, 3, 4, 7]), np.array([2, 3, 4, 7]), np.array([0, 1]), np.array([0, 1])]
+    kinds = np.array([SEEING, SEEING, SEEING, PLAIN])
+    told.tell(kinds, np.array([3, 9, 1, 600]), np.array([4, 1, 2, 1]), np.array([9, 9, 3, 8]), places)
+    assert told.image[:8].int().tolist() == [1, 1, 0, 0, 0, 1, 0, 0]
+    assert told.skipped[:8].tolist() == [1, 2, 3, 3, 4, 1, 2, 2]
+    contrasted, written = read_beside(told.beside[:8].bfloat16().float())
+    assert contrasted.flatten().int().tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert written.flatten().tolist() == [0, 0, 0, 0, 1, 0, 0, 593]
+    assert not told.first.any()
+    told.tell(kinds[:1], np.array([0]), np.array([2]), np.array([9]), places[:1])
+    assert told.first[:2].tolist() == [True, False]
 
 
 def test_kinds_of_requests() -> None:

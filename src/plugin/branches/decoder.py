@@ -70,16 +70,18 @@ class Contrast:
 
 @dataclass(frozen=True)
 class FixedCopy:
-    """A copy that reads the model's own prompt, and differs in heads that are known before any prompt.
+    """A copy that reads the model's own tokens and differs in what is known before any prompt: heads, or the pictures.
 
     change: what happens to the heads: "disperse" (their query is zero), "silence" (their output is zero) or "add" (the
     model's own output of the head, times its factor, is added). factors: [layers, H]; 0 for a head that is left alone.
-    rows: where it does: in all rows, from the last prompt token on, or in the prompt's alone.
+    rows: where it does: in all rows, from the last prompt token on, or in the prompt's alone. pictures: those of the
+    prompt ("same"), what `redraw` makes of them ("redrawn"), or none, their tokens being left out ("none").
     """
 
-    change: Literal["disperse", "silence", "add"]
-    factors: Tensor
-    rows: Literal["all", "last", "prompt"]
+    change: Literal["disperse", "silence", "add"] | None = None
+    factors: Tensor | None = None
+    rows: Literal["all", "last", "prompt"] = "all"
+    pictures: Literal["same", "redrawn", "none"] = "same"
 
 
 class Decoder(Registered):
@@ -90,7 +92,8 @@ class Decoder(Registered):
     own_prompt: ClassVar[bool] = False  # the copy reads a prompt of its own, without the methods' edits
     redraws: bool = False  # the copy sees other pictures
 
-    def redraw(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def redraw(cls, settings: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `generate` with other pictures for the copy, if the decoder redraws (VCD)."""
         return {}
 
@@ -101,10 +104,11 @@ class Decoder(Registered):
     @classmethod
     def check_fixed(cls, settings: Any) -> None:
         """Raises ConfigError where it has no copy, or one that is not `FixedCopy`."""
-        what = "contrasts with another prompt or picture" if cls.own_prompt else "does not contrast with a copy"
+        what = "contrasts with a prompt of its own" if cls.own_prompt else "does not contrast with a copy"
         raise ConfigError(
-            f"decoder '{cls.name}' {what}, and a served model carries only a copy that reads the same prompt and differs in"
-            " fixed heads: use decore, hicd or juice, or generate with transformers"
+            f"decoder '{cls.name}' {what}, and a served model carries only a copy that reads the same tokens with fixed heads"
+            " changed (decore, hicd, juice), other pictures (vcd) or none (m3id, pai_guidance): use one of these, or generate"
+            " with transformers"
         )
 
     def fixed(self) -> FixedCopy:
@@ -112,8 +116,11 @@ class Decoder(Registered):
         raise NotImplementedError
 
     @classmethod
-    def combined(cls, settings: Any, base: Tensor, weak: Tensor) -> Tensor:
-        """The scores of a `fixed` copy [.., V], from float32 logits of the model and of the copy."""
+    def combined(cls, settings: Any, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
+        """The scores of a `fixed` copy [.., V], from float32 logits of the model and of the copy.
+
+        written: how many tokens of the answer each row has read [.., 1].
+        """
         raise NotImplementedError
 
 

@@ -257,13 +257,15 @@ Place = Literal["queries", "logits", "weights", "outputs"]
 
 @dataclass(frozen=True)
 class FixedGains:
-    """Factors on head outputs [layers, H] that are the same in every row of every prompt.
+    """Factors by head [layers, H] that are the same in every row of every prompt.
 
-    seeing: of prompts with a picture only.
+    seeing: of prompts with a picture only. of: what they multiply, the heads' outputs or their attention on the first
+    token, which is then normalised again.
     """
 
     factors: Tensor
     seeing: bool = False
+    of: Literal["outputs", "first"] = "outputs"
 
 
 class Method(Registered):
@@ -285,10 +287,10 @@ class Method(Registered):
 
     @classmethod
     def check_fixed(cls, settings: Any) -> None:
-        """Raises ConfigError where, with these settings, it does more than scale heads by factors known before any prompt."""
+        """Raises ConfigError where, with these settings, it does more than `FixedGains` say."""
         raise ConfigError(
             f"method '{cls.name}' does more than scale heads by factors that are known before any prompt: use head_gain,"
-            " vhr with 'static: true' or faith with 'rows: all', or generate with transformers"
+            " zerotuning, vhr with 'static: true' or faith with 'rows: all', or generate with transformers"
         )
 
     def fixed(self) -> FixedGains:

@@ -19,7 +19,7 @@ from pydantic import Field
 from ..branches.heads import Head
 from ..core.edits import Bias, Edit
 from ..core.layout import Layout, Step
-from ..core.method import Method, ModelFacts, Session, Settings
+from ..core.method import FixedGains, Method, ModelFacts, Session, Settings
 from ..core.registry import register
 
 DEMO_GAIN = 4.0
@@ -58,6 +58,13 @@ class ZeroTuning(Method):
 
     def start(self, layout: Layout) -> ZeroTuningSession:
         return ZeroTuningSession(self, layout)
+
+    @classmethod
+    def check_fixed(cls, settings: ZeroTuningSettings) -> None:
+        """Its factors are known before any prompt."""
+
+    def fixed(self) -> FixedGains:
+        return FixedGains(self.gains, of="first")
 
 
 class ZeroTuningSession(Session):

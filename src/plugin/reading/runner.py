@@ -70,7 +70,7 @@ class Runner:
         #: has drawn, encoded.
         self._drawers: dict[Any, Redraw] = {when: draw for when in self._gated if (draw := drawing(when)) is not None}
         if decoder is not None and decoder.redraws:
-            self._drawers[decoder.name] = decoder.redraw
+            self._drawers[decoder.name] = partial(decoder.redraw, decoder.settings)
         self._redrawn: dict[Any, tuple[Tensor | None, Any]] = {}
         self._call: Mapping[str, Any] = {}  # the arguments of the `generate` under way
         self._called = False

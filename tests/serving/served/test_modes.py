@@ -15,7 +15,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("name", ["gains", "juice"])
+@pytest.mark.parametrize("name", ["zerotuning-decore", "juice"])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_tokens(tiny: Any, mode: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mode == "two-processes":

@@ -16,6 +16,7 @@ from tests.serving.served.models import OPTIONS
 
 GAINS = {"methods": [{"head_gain": {"head_list": [[1, 2]]}}]}
 DECORE = {"decoder": {"decore": {"head_list": [[1, 2]]}}}
+ZEROTUNING = {"methods": [{"zerotuning": {"gain": 2.0}}]}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,11 @@ DECORE = {"decoder": {"decore": {"head_list": [[1, 2]]}}}
         (DECORE, {"kv_cache_dtype": "fp8"}, "keep the cache in the model's number type"),
         (GAINS, {"hf_overrides": {"architectures": ["Other"]}}, "hf_overrides names architectures"),
         (GAINS, {"model_impl": "terratorch"}, "model_impl='terratorch'"),
-        ("vcd", {}, "'vcd' contrasts with another prompt or picture"),
+        ("cad", {}, "'cad' contrasts with a prompt of its own"),
+        ("icd", {}, "'icd' contrasts with a prompt of its own"),
+        ("pasta", {}, "'pasta' does more than scale heads"),
+        ("vcd", {}, "'vcd' takes pictures away"),
+        (ZEROTUNING, {"kv_cache_dtype": "fp8"}, "keep the cache in the model's number type"),
         ("var", {}, "'var' does more than scale heads"),
         ({"methods": []}, {}, "has no effect"),
     ],
@@ -95,9 +100,9 @@ def test_plain_vllm_understands_additional_config(tiny: Any, tmp_path: Path) -> 
 def test_a_shell_says_it_in_one_line(tiny: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from sightline.cli.main import main
 
-    assert main(["serve", str(tiny("llama")), "--config", "vcd", "--port", "1"]) == 2
+    assert main(["serve", str(tiny("llama")), "--config", "cad", "--port", "1"]) == 2
     line = capsys.readouterr().err
-    assert line.startswith("error: decoder 'vcd'")
+    assert line.startswith("error: decoder 'cad'")
     assert line.count("\n") == 1
     # One of vLLM's own options, known only when it has read them.
     file = Path(tiny("llama")) / "gains.yaml"

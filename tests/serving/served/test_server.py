@@ -23,6 +23,7 @@ from tests.serving.served.models import answers, apart
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 CONFIG = "methods: [{head_gain: {head_list: [[3, 1], [10, 4], [20, 2], [29, 8]], gain: -1.0}}]\n"
 COUNT, PATIENCE = 16, 1800
+README = Path(__file__).parents[3] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,14 @@ def test_a_server_by_the_openai_client(smollm2: Path, tmp_path: Path, port: int)
             model="smollm2", messages=QUESTION, temperature=0, max_tokens=COUNT, stream=True, extra_body=kept
         )
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected["on"]
+
+        said: dict[str, Any] = {}
+        block = README.read_text().split("\n## Serve\n")[1].split("```python\n")[1].split("```")[0]
+        exec(block.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace('"MODEL"', '"smollm2"'), said)
+        for choice, name in (("on", "mitigated"), ("off", "plain")):
+            again = client.chat.completions.create(**said["ask"], extra_body={"sightline": choice})
+            assert said[name].choices[0].message.content == again.choices[0].message.content
+        assert said["mitigated"].choices[0].message.content != said["plain"].choices[0].message.content
 
         broken: list[BaseException] = []
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from sightline import ConfigError
+from sightline.cli.main import main
 
 from tests.serving.served.models import answers, apart, asked, calibration, greedy, logprobs, started, tokens
 
@@ -72,6 +75,19 @@ def test_another_choice_is_refused(gains: Served) -> None:
     with pytest.raises(VLLMValidationError, match="'sightline' must be 'on' or 'off', not 'maybe'"):
         gains.say(gains.prompts[:1], greedy(4, "maybe"))
     assert tokens(gains.say(gains.prompts[:1], greedy(COUNT))) == gains.mitigated[:1]  # the engine lives on
+
+
+def test_a_folded_checkpoint_in_plain_vllm(smollm2: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+    """`sightline export --fold` for an engine that knows nothing of Sightline."""
+    file, out = tmp_path / "gains.yaml", tmp_path / "folded"
+    file.write_text(yaml.safe_dump(GAINS))
+    assert apart(main, ["export", str(smollm2), "--config", str(file), "--fold", "--out", str(out)]) == 0
+    with started(out, None) as llm:
+        found = tokens(llm.generate(asked(prompts), greedy(COUNT), use_tqdm=False))
+    assert found == apart(answers, smollm2, prompts, GAINS, COUNT)
+    assert found != apart(answers, smollm2, prompts, None, COUNT)
+    with pytest.raises(ConfigError, match="already has a configuration folded"), started(out, GAINS):
+        pass
 
 
 @pytest.fixture(scope="module")

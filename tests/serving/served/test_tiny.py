@@ -28,6 +28,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "hicd": {"decoder": {"hicd": {"head_list": HEAD_LIST, "beta": 0.1}}},
     "hicd-prompt": {"decoder": {"hicd": {"head_list": HEAD_LIST, "span": "prompt"}}},
+    "zerotuning": {"methods": [{"zerotuning": {"gain": 6.0, "head_list": HEAD_LIST}}]},
+    "zerotuning-decore": {
+        "methods": [{"zerotuning": {"gain": 3.0}}, {"head_gain": {"gains": GAINS}}],
+        "decoder": {"decore": {"head_list": HEAD_LIST}},
+    },
     "juice": {
         "methods": [{"head_gain": {"gains": GAINS}}],
         "decoder": {"juice": {"enhance": [[1, 2], [2, 0]], "suppress": [[3, 3]], "alpha_enhance": 1.5}},
@@ -35,7 +40,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 CASES = [(kind, name, "auto") for name in CONFIGS for kind in ["llama"]]
 CASES += [("llama", "juice", "transformers"), ("llama", "decore", "transformers"), ("llama", "gains", "transformers")]
-CASES += [(kind, "decore-output", "auto") for kind in ("mistral", "qwen2", "qwen3")]
+CASES += [("llama", "zerotuning", "transformers")]
+CASES += [(kind, name, "auto") for kind in ("mistral", "qwen2", "qwen3") for name in ("decore-output", "zerotuning")]
 COUNT = 24
 
 
