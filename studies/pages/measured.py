@@ -10,7 +10,7 @@ from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.runner.tables import code, differences, legend, made_with, pipes, scores
 
-PAGES = ("embedded-smol",)
+PAGES = ("demo", "methods", "embedded-smol")
 """Pages whose file `sightline demo` wrote."""
 
 
