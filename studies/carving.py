@@ -211,8 +211,8 @@ def page(result: Mapping[str, Any]) -> str:
             scores.append([split, run["name"], *cells, f"{run['time_ratio']:.2f}"])
             if run is not runs[0]:
                 found = run["differences"]["pope"][split]
-                test = found["mcnemar"]
-                odds = f"+{test['gained']} -{test['lost']}, p = {test['p']:.2g}"
+                test = found.get("mcnemar")  # the mean of the splits has none
+                odds = f"+{test['gained']} -{test['lost']}, p = {test['p']:.2g}" if test else ""
                 changes.append([split, run["name"], *(change(found[key]) for key in KEYS), odds])
     fits = []
     for name in ("default", "one step", "chosen"):  # the others keep the default's pixels
