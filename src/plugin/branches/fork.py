@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from ..core import compat
 from ..core.attention import LayerPlan, Stage
 from ..core.compat import CACHE
-from ..core.edits import PROBES, Edit
+from ..core.edits import PROBES, Edit, placed
 from ..core.families.inferred import blocks
 from ..core.layout import Layout, Step
 from ..core.shards import Shard
 from .branch import Branch, Edits
 from .cache import BranchCache, below
 from .extra import ExtraPosition, ExtraRows
+from .joint import Joint
 from .positions import Positions
 from .rider import Rider
 
@@ -50,10 +51,12 @@ class Fork:
         self.cache = BranchCache(layout.valid, layout.length - (branch.prompt == "shared"))
         self._carried = carried
         self._decode_plan: dict[int, LayerPlan | None] = {}
+        self.joint = Joint(self)  # what it is while its rows are in the model's cache
 
     def resume(self, earlier: Fork) -> None:
         """Go on from the branch of the turn before, if its rows read what the model's do: what it read stays read."""
         if self.branch.prompt == "beside":
+            earlier.joint.leave(self.layout.turn)
             self.cache = earlier.cache
             self.cache.settle(self.layout.valid, self.layout.turn)
 
@@ -67,6 +70,7 @@ class Fork:
         self, original: Callable[..., Any], kwargs: Mapping[str, Any], stage: Stage, decoder: nn.Module, step: Step
     ) -> tuple[Any, Tensor]:
         """Run a pass of the model with the branch aboard: the model's output, and the branch's logits [N, T, V]."""
+        self.joint.leave(step.start)
         if step.start == 0 and self.branch.prompt == "beside":
             self.cache.length = step.count  # a prompt read in two parts: the rest is grown
         shared_prompt = step.reading and self.branch.prompt == "shared"
@@ -124,13 +128,13 @@ class Fork:
         """Whether the layer reads an image, and the branch's own prompt has none: the model leaves it out then."""
         return layer in self.across and not self.branch.carries and layer not in self.cache.prompt
 
-    def plan(self, layer: int, step: Step, shard: Shard | None) -> LayerPlan | None:
+    def plan(self, layer: int, step: Step, shard: Shard | None, device: torch.device) -> LayerPlan | None:
         """The branch's edits of a layer: those of the methods, if it carries them, and its own."""
         if not step.reading and layer in self._decode_plan:
             return self._decode_plan[layer]
         carried = self._carried(step) if self.branch.carries else ()
         edits: list[Edit] = [e for plan in carried for e in plan.get(layer, ()) if not isinstance(e, PROBES)]
-        edits += self.branch.edits(step).get(layer, ())
+        edits += [placed(edit, device) for edit in self.branch.edits(step).get(layer, ())]
         plan = LayerPlan.of(edits).on(shard) if edits else None
         if not step.reading and self._lasting:
             self._decode_plan[layer] = plan
@@ -138,4 +142,21 @@ class Fork:
 
     def select(self, rows: Tensor) -> None:
         """Take these batch rows, for each copy, as a beam search does with the model's."""
-        self.cache.select(torch.cat([rows + copy * self.layout.batch for copy in range(self.copies)]))
+        own = torch.cat([rows + copy * self.layout.batch for copy in range(self.copies)])
+        self.joint.select(own)
+        self.cache.select(own)
+
+    def saved(self) -> Callable[[], None]:
+        """What takes back all that passes from now on add."""
+        grown = self.cache.grown.copy()
+
+        def restore() -> None:
+            if not self.joint.holds:  # there the next pass writes over them
+                self.cache.grown = grown
+
+        return restore
+
+    def clear(self) -> None:
+        """Let go of all keys and values."""
+        self.joint.clear()
+        self.cache.clear()

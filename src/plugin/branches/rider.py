@@ -210,7 +210,7 @@ class Rider:
             pieces = self._pieces(layer, key, value, self._new(layer, key), window)
         base = attend(stage.plan.get(layer), stage, module, mine, key, value, mask, **kwargs)
         # Asked for only now: a method may have decided in this very layer what it does to both (VHR's heads).
-        plan = self.fork.plan(layer, self.branch_step, stage.part(layer))
+        plan = self.fork.plan(layer, self.branch_step, stage.part(layer), query.device)
         branch = self._branch(plan, stage, module, theirs, pieces, mask, **own)
         return torch.cat([base, branch], dim=self.along)
 

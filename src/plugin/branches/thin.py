@@ -36,7 +36,8 @@ class ThinLinear:
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = hidden.numel() // hidden.shape[-1]
-        if self.stage.rider is None or not 1 < rows <= MOST_ROWS or torch.is_grad_enabled():
+        alone = self.stage.rider is None and not self.stage.joint
+        if alone or not 1 < rows <= MOST_ROWS or torch.is_grad_enabled():
             return self.usual(hidden, *args, **kwargs)
         flat = hidden.reshape(rows, -1)
         product = torch.mm(self.module.weight, flat.T).T.contiguous()

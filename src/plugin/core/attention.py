@@ -60,11 +60,14 @@ class LayerPlan:
             queries=tuple(e for e in edits if isinstance(e, Shift | Disperse)),
         )
 
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All of them."""
+        return (*self.weights, *self.outputs, *self.inputs, *self.queries)
+
     def on(self, shard: Shard | None) -> LayerPlan:
         """The same plan for the heads of this process; None: all heads."""
-        if shard is None:
-            return self
-        return self.of([shard.edit(e) for e in (*self.weights, *self.outputs, *self.inputs, *self.queries)])
+        return self if shard is None else self.of([shard.edit(edit) for edit in self.edits])
 
     def acting(self) -> list[WeightEdit]:
         """The edits of weights that have something to do in this pass."""
@@ -100,6 +103,7 @@ class Stage:
     start: int = 0  # absolute position of the first query row
     prompt: int = 0  # number of prompt positions, padding included
     rider: Rider | None = None
+    joint: bool = False  # a branch's rows are rows of the pass like the model's
     shard: Shard | None = None  # which heads this process computes; None: all
     visited: set[int] = field(default_factory=set)  # the layers whose attention has run in this pass
     fewer: Mapping[int, Shard] = field(default_factory=dict)  # layers that have fewer heads than others

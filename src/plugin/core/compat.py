@@ -25,7 +25,7 @@ MEND = f"install transformers>={OLDEST},<={NEWEST}"
 
 try:
     from transformers import AttentionInterface, CompileConfig, LlamaForCausalLM, PreTrainedModel, QuantizedCache
-    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
     from transformers.utils.quantization_config import QuantizationMethod
@@ -275,6 +275,19 @@ def windows(cache: Any) -> dict[int, int]:
 def held(layer: Any) -> tuple[Tensor, Tensor] | None:
     """The keys and values [B, Hkv, K, d] of a cache's layer; None before its first."""
     return (layer.keys, layer.values) if layer.is_initialized else None
+
+
+def put(layer: Any, keys: Tensor, values: Tensor) -> None:
+    """Let a cache's layer hold these keys and values, which stay where they are."""
+    layer.keys, layer.values = keys, values
+    torch._dynamo.mark_static_address(keys)
+    torch._dynamo.mark_static_address(values)
+
+
+def static(cache: Any) -> bool:
+    """Whether each layer of a cache has room for the whole answer, in columns that never move."""
+    layers = getattr(cache, "layers", None) or ()
+    return len(layers) > 0 and all(type(layer) is StaticLayer and layer.is_initialized for layer in layers)
 
 
 def cut_graph(cache: Any) -> None:

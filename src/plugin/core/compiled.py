@@ -6,21 +6,52 @@ keeps its address from prompt to prompt, so that a CUDA graph reads the new valu
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from . import compat
 from .attention import LayerPlan, Plan, Stage
-from .edits import Bias, Disperse, Edit, Gain, Mass, Reweight, Shift
+from .edits import Bias, Disperse, Edit, Gain, Mass, Reweight, Rule, Shift
 
 GRAPHS = "_sightline_graphs"  # attribute of a model that `generate` has compiled while it was attached
 _NUMBERS = itertools.count()
+
+
+class Companion(Protocol):
+    """What a compiled pass asks of a branch whose rows are rows of it (`branches/joint.py`)."""
+
+    def obstacle(self, kwargs: Mapping[str, Any]) -> str | None:
+        """Why there can be no such pass with these arguments; None where there can."""
+
+    def plan(self, plan: Plan, stage: Stage, count: int) -> Plan:
+        """The plan of both, from the model's."""
+
+    def arguments(self, kwargs: Mapping[str, Any], start: int) -> dict[str, Any]:
+        """The arguments of both, from the model's, for a pass whose first token is at `start`."""
+
+
+class MadeOf:
+    """What a plan was laid out for, by identity; of the cache no more than that is kept."""
+
+    def __init__(self, stage: Stage, cache: Any, count: int, companion: Companion | None, config: Any):
+        held = [compat.held(layer) for layer in getattr(cache, "layers", ())]
+        places = [stage.keys(count, pair[0].shape[2]).prompt for pair in held if pair is not None]
+        self._values = config, [*stage.plan], places
+        self._objects = [weakref.ref(one) for one in (cache, companion, *stage.plan.values()) if one is not None]
+
+    def same(self, other: MadeOf | None) -> bool:
+        """Whether the other one was made of the same."""
+        if other is None or self._values != other._values or len(self._objects) != len(other._objects):
+            return False
+        return all(one() is before() for one, before in zip(self._objects, other._objects, strict=True))
 
 
 def uncompilable(plan: Plan, stage: Stage, cache: Any) -> str | None:
@@ -31,7 +62,7 @@ def uncompilable(plan: Plan, stage: Stage, cache: Any) -> str | None:
     for layer, edits in plan.items():
         if layer >= layers or compat.held(cache.layers[layer]) is None:
             return f"layer {layer} has no keys of its own in the cache"
-        for edit in (*edits.weights, *edits.outputs, *edits.inputs, *edits.queries):
+        for edit in edits.edits:
             if not _of_tensors(edit):
                 return f"a {type(edit).__name__} of layer {layer} is no matter of tensors"
     return None
@@ -39,22 +70,24 @@ def uncompilable(plan: Plan, stage: Stage, cache: Any) -> str | None:
 
 def _kind(plan: Plan) -> str:
     """The rules of a plan, without what they are applied to."""
-    every = {layer: (*edits.weights, *edits.outputs, *edits.queries) for layer, edits in plan.items()}
-    rules = {
-        layer: [getattr(edit, "rule", getattr(edit, "change", None)) for edit in edits]
-        for layer, edits in every.items()
-    }
-    named = {layer: [getattr(rule, "__qualname__", "") for rule in own] for layer, own in rules.items()}
-    return f"{named} {[[type(edit).__name__ for edit in edits] for edits in every.values()]}"
+    return str({layer: [_named(edit) for edit in edits.edits] for layer, edits in plan.items()})
+
+
+def _named(edit: Edit) -> str:
+    """What an edit is, apart from its tensors."""
+    rule = getattr(edit, "rule", getattr(edit, "change", None))
+    names = [type(edit).__name__, "" if getattr(edit, "rows", None) is None else "in rows"]
+    while isinstance(rule, Rule):
+        names.append(type(rule).__name__)
+        rule = getattr(rule, "function", None)
+    return " ".join([*names, getattr(rule, "__qualname__", "")])
 
 
 def _of_tensors(edit: Edit) -> bool:
     """Whether an edit's effect is told by tensors and by a rule without a memory."""
     if isinstance(edit, Gain):
         return isinstance(edit.factor, Tensor) and edit.rows is None
-    if isinstance(edit, Mass | Reweight):
-        return edit.rows is None and (isinstance(edit, Mass) or edit.headwise)
-    return isinstance(edit, Bias | Shift | Disperse)
+    return isinstance(edit, Mass | Bias | Shift | Disperse) or (isinstance(edit, Reweight) and edit.headwise)
 
 
 @dataclass
@@ -64,10 +97,10 @@ class Graphs:
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     buffers: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
-    def function(self, plan: Plan, config: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The model's forward, compiled with this configuration for plans of this kind."""
+    def function(self, plan: Plan, aboard: bool, config: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's forward, compiled with this configuration for plans of this kind, with a branch's rows or without."""
         options = config.to_dict()
-        key = f"{_kind(plan)} {options}"
+        key = f"{_kind(plan)} {aboard} {options}"
         if key not in self.functions:
             self.functions[key] = torch.compile(_apart(original), **options)
         return self.functions[key]
@@ -88,8 +121,22 @@ class Graphs:
             value = value.movedim(dim, -1)[..., known.prompt]
             return keep(nn.functional.pad(value, (0, total - value.shape[-1])).movedim(-1, dim), *place)
 
+        def rule(given: Any, *place: Any) -> Any:
+            if not isinstance(given, Rule):
+                return given
+            fields = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}  # type: ignore[arg-type]
+            return replace(
+                given,  # type: ignore[type-var]
+                **{
+                    name: keep(one, *place, name) if isinstance(one, Tensor) else rule(one, *place, name)
+                    for name, one in fields.items()
+                },
+            )
+
         def lay(number: int, edit: Edit) -> Edit:
             place = type(edit).__name__, number
+            if isinstance(edit, Mass | Reweight) and edit.rows is not None:
+                edit = replace(edit, rows=replace(edit.rows, active=keep(edit.rows.active, *place, "rows")))
             if isinstance(edit, Gain):
                 return Gain(keep(edit.factor, *place))  # type: ignore[arg-type]
             if isinstance(edit, Shift):
@@ -101,12 +148,12 @@ class Graphs:
             if isinstance(edit, Mass):
                 groups = _Given(along(edit.groups(), 1, *place, "groups"))
                 basis = None if edit.basis is None else _Given(along(edit.basis(), 1, *place, "basis"))
-                return replace(edit, groups=groups, basis=basis, idle=None)
+                return replace(edit, groups=groups, basis=basis, idle=None, rule=rule(edit.rule, *place))
             assert isinstance(edit, Reweight)
-            return replace(edit, along=_Given(tuple(along(t, 1, *place, i) for i, t in enumerate(edit.along()))))
+            known_of = _Given(tuple(along(t, 1, *place, i) for i, t in enumerate(edit.along())))
+            return replace(edit, along=known_of, change=rule(edit.change, *place))
 
-        every = (*edits.weights, *edits.outputs, *edits.queries)
-        laid = LayerPlan.of([lay(number, edit) for number, edit in enumerate(every)])
+        laid = LayerPlan.of([lay(number, edit) for number, edit in enumerate(edits.edits)])
         return replace(laid, answer=keep(torch.as_tensor(known.answer), "answer"))
 
     def _buffer(self, place: tuple[Any, ...], value: Tensor) -> Tensor:

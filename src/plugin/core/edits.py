@@ -27,7 +27,7 @@ of the model, also where a process holds some of them (`shards.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,10 @@ class Keys:
 
     prompt: slice
     answer: int | Tensor
+
+
+class Rule:
+    """Base of dataclasses that stand for a function that edits are made of; their tensors are fields."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,17 @@ Edit = Gain | Bias | Mass | Reweight | Shift | Disperse | Add | Input | InputPro
 Edits = Mapping[int, Sequence[Edit]]  # by layer
 
 
+def placed(edit: Edit, device: torch.device) -> Edit:
+    """The same edit with its tensors on a device, so that no pass has to fetch them."""
+    if isinstance(edit, Gain) and isinstance(edit.factor, Tensor):
+        return replace(edit, factor=edit.factor.to(device))
+    if isinstance(edit, Bias):
+        return Bias(edit.bias.to(device))
+    if isinstance(edit, Shift):
+        return Shift(edit.offset.to(device))
+    return Disperse(edit.heads.to(device)) if isinstance(edit, Disperse) else edit
+
+
 NO_MASS = 1e-30  # float32 factors that would lift less than this overflow
 
 
@@ -214,7 +229,7 @@ def move(target: float | Tensor) -> Callable[[Tensor], Tensor]:
     """
 
     def rule(masses: Tensor) -> Tensor:
-        goal = torch.as_tensor(target, dtype=masses.dtype, device=masses.device)
+        goal = target.to(masses) if isinstance(target, Tensor) else target
         held = masses > NO_MASS
         mass = torch.where(held, masses, 0.5)  # a gradient must not meet the division by zero either
         odds = goal / (1 - goal) * (1 - mass) / mass

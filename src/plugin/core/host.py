@@ -22,8 +22,8 @@ from . import compat
 from .attention import EAGER, IMPLEMENTATION, SLOT, Plan, Stage, attention
 from .calls import Attachment, Calls
 from .check import Checked, check
-from .compiled import graphs_of, uncompilable
-from .edits import Input, InputProbe
+from .compiled import Companion, MadeOf, graphs_of, uncompilable
+from .edits import Edits, Input, InputProbe, placed
 from .families import Family, find_family
 from .families.known import doubt
 from .graph import obstacle
@@ -72,7 +72,8 @@ class Host(Calls):
             eager=not compat.sdpa_computes(self.decoder),
         )
         self.checked = Checked()
-        self._laid: tuple[Any, Plan] = ((), {})  # the compiled plan under way, and what it was made of
+        #: What the compiled pass under way was made of; why there is none, or its plan and its graph.
+        self._laid: tuple[MadeOf | None, str | None, Plan, Any] = (None, None, {}, None)
         self._uncompiled = False  # whether that has been said
         self._undo = ExitStack()
 
@@ -212,24 +213,55 @@ class Host(Calls):
         for module, name in [*compat.attention_switches(self.model, self.decoder)]:
             self.override(module, name, refusing(name))
 
-    def decode(self, original: Callable[..., Any], kwargs: dict[str, Any], count: int) -> Any:
-        """A staged pass of `count` tokens behind a prompt, in a compiled graph where `generate` compiles."""
-        stage, cache = self.stage, kwargs.get(compat.CACHE)
+    def decode(
+        self, original: Callable[..., Any], kwargs: dict[str, Any], count: int, companion: Companion | None = None
+    ) -> Any:
+        """A staged pass of `count` tokens behind a prompt in a compiled graph; None where `generate` has none, or cannot.
+
+        companion: whose rows are in the pass, too.
+        """
         if self.compiling is None:
-            return original(**kwargs)
-        reason = uncompilable(stage.plan, stage, cache)
+            return None
+        stage, cache = self.stage, kwargs.get(compat.CACHE)
+        made_of = MadeOf(stage, cache, count, companion, self.compiling)
+        known = made_of.same(self._laid[0])
+        if not known:
+            plan, reason = stage.plan, None
+            if companion is not None:
+                reason, plan = companion.obstacle(kwargs), companion.plan(plan, stage, count)
+            reason = reason or uncompilable(plan, stage, cache)
+            self._laid = made_of, reason, plan, None
+        _, reason, plan, function = self._laid
         if reason is not None:
             self.left_uncompiled(reason)
-            return original(**kwargs)
-        graphs, plan = graphs_of(self.model), stage.plan
-        held = [compat.held(layer) for layer in cache.layers]  # type: ignore[union-attr]
-        places = [stage.keys(count, pair[0].shape[2]).prompt for pair in held if pair is not None]
-        made_of = cache, [*plan], places, [*plan.values()]
-        if not _same(made_of, self._laid[0]):
-            self._laid = made_of, graphs.laid_out(plan, stage, cache, count)
-        stage.plan = self._laid[1]
+            return None
+        if companion is not None:
+            kwargs = companion.arguments(kwargs, stage.start)
+        if not known:
+            graphs = graphs_of(self.model)
+            function = graphs.function(plan, companion is not None, self.compiling, original)
+            plan = graphs.laid_out(plan, stage, kwargs[compat.CACHE], count)
+            self._laid = made_of, None, plan, function
+        stage.plan, stage.joint = plan, companion is not None
         stage.visited.update(plan)  # a graph has what it was made of
-        return graphs.function(plan, self.compiling, original)(**kwargs)
+        try:
+            return function(**kwargs)
+        finally:
+            stage.joint = False
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a decode step must not look at values: the host would wait for them, or a graph is to serve them all."""
+        return self.compiling is not None or next(self.decoder.parameters()).device.type != "cpu"
+
+    def placed(self, edits: Edits) -> Edits:
+        """The edits with their tensors where their layers compute."""
+        found = dict(edits)
+        for layer, some in edits.items():
+            weight = next(self.attentions[layer].parameters(), None) if layer in self.attentions else None
+            if weight is not None and not weight.is_meta:  # accelerate brings those when they are needed
+                found[layer] = [placed(edit, weight.device) for edit in some]
+        return found
 
     def left_uncompiled(self, reason: str) -> None:
         """Say once that passes run without a compiled graph, though `generate` compiles."""
@@ -263,13 +295,6 @@ class Host(Calls):
                 check_carried(stage.plan, stage.visited)
             finally:
                 stage.plan = {}
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two plans for a cache are the same objects at the same places."""
-    if not other or one[0] is not other[0] or one[1:3] != other[1:3]:
-        return False
-    return all(edits is before for edits, before in zip(one[3], other[3], strict=True))
 
 
 def _input_hook(edit: Input | InputProbe) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:

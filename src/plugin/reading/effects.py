@@ -58,7 +58,8 @@ class Effects:
         methods = zip(self.methods.values(), prompt.sessions, gates.of, prompt.edited, strict=True)
         for method, session, gate, edited in methods:
             idle = _idle(method, session, prompt.layout)
-            yield method, session, gate, edited and len(idle) < prompt.layout.batch, idle
+            acted = edited and (gate is None or gate.opened)
+            yield method, session, gate, acted and len(idle) < prompt.layout.batch, idle
         if isinstance(reading, Contrasted):
             idle = _idle(self.decoder, reading.contrast, prompt.layout)
             acted = gates.decoder is None or gates.decoder.opened

@@ -135,10 +135,6 @@ class Gate:
         return self.when.now and self.scout is None and self.methods
 
     @property
-    def shut(self) -> bool:
-        return not bool((self.strength > 0).any())
-
-    @property
     def opened(self) -> bool:
         """Whether it has opened for any row."""
         return bool(self.memory["opened"].any())
@@ -150,7 +146,12 @@ class Gate:
 
 
 class Gates:
-    """All gates of a prompt batch. of: those of the methods, in their order; decoder: that of the decoder."""
+    """All gates of a prompt batch. of: those of the methods, in their order; decoder: that of the decoder.
+
+    unseen: how far they are open in this pass is not looked at.
+    """
+
+    unseen = False
 
     def __init__(self, of: Sequence[Gate | None] = (), decoder: Gate | None = None):
         self.of, self.decoder = of, decoder
@@ -212,7 +213,7 @@ class Gates:
             gate.open(gate.opened_at(gate.value(base)))
         share = gate.strength.to(scores.device)
         share = (share[:, None] if share.ndim == 1 else share)[..., None]
-        if bool((share == 1).all()):
+        if not self.unseen and bool((share == 1).all()):
             return scores
         mixed = torch.where(scores.isfinite(), base + share * (scores - base), scores)
         return torch.where(share == 1, scores, torch.where(share > 0, mixed, base))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -16,11 +16,21 @@ from .gates import Gates
 
 
 class Prompt:
-    """What is known of a prompt batch. `record`: of its answer, while one is traced."""
+    """What is known of a prompt batch.
 
-    def __init__(self, layout: Layout, sessions: list[Session], gates: Gates, record: Record | None = None):
-        self.layout, self.sessions, self.gates, self.record = layout, sessions, gates, record
-        self.edited = [False] * len(sessions)  # whether each has changed anything of a pass
+    record: of its answer, while one is traced. placed: brings edits' tensors to the devices of their layers.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        sessions: list[Session],
+        gates: Gates,
+        record: Record | None = None,
+        placed: Callable[[Edits], Edits] = lambda edits: edits,
+    ):
+        self.layout, self.sessions, self.gates, self.record, self._placed = layout, sessions, gates, record, placed
+        self.edited = [False] * len(sessions)  # whether each had an edit for a pass
         self._decode_edits: list[Edits] = []
         self._decode_plan: Plan | None = None
 
@@ -29,12 +39,11 @@ class Prompt:
         if step.reading or not self._decode_edits:
             made = [session.edits(step) for session in self.sessions]
             if not step.reading:
-                self._decode_edits = made
+                self._decode_edits = made = [self._placed(edits) for edits in made]
         else:
             made = self._decode_edits
-        for number, (edits, gate) in enumerate(zip(made, self.gates.of, strict=True)):
-            acts = any(not isinstance(edit, PROBES) for some in edits.values() for edit in some)
-            self.edited[number] |= acts and (gate is None or not gate.shut or gate.when.by == "layer")
+        for number, edits in enumerate(made):
+            self.edited[number] |= any(not isinstance(edit, PROBES) for some in edits.values() for edit in some)
         return [self.gated(number, edits, step) for number, edits in enumerate(made)]
 
     def gated(self, number: int, edits: Edits, step: Step) -> Edits:
@@ -42,7 +51,7 @@ class Prompt:
         gate = self.gates.of[number]
         if gate is not None and gate.when.by == "layer":
             return late(edits, gate.at_layer, step)
-        return edits if gate is None else partly(edits, gate.strength, step)
+        return edits if gate is None else partly(edits, gate.strength, step, self.gates.unseen)
 
     def plan(self, step: Step, watched: Sequence[Edits] = ()) -> Plan:
         """The plan of a pass. watched: what a decoder adds."""

@@ -88,6 +88,7 @@ class Scout:
     def go_on(self, original: Callable[..., Any], kwargs: dict[str, Any], step: Step) -> Tensor:
         """Read a token ahead of the model: the signal [B] behind it."""
         host, own = self.host, {**kwargs, **self._own(step)}
+        host.left_uncompiled("a gate runs the model ahead of each token")
         with host.staged({}, step.start, self.layout.length):
             output, weak = self.fork.ride(original, own, host.stage, host.decoder, step)
         return self.value(output.logits[:, -1], weak[:, -1])
@@ -111,15 +112,15 @@ class Scout:
         self.cache.reorder_cache(rows)
 
     def clear(self) -> None:
-        self.fork.cache.clear()
+        self.fork.clear()
         self.cache = new_cache(self.host.decoder.config)
 
     def saved(self) -> Callable[[], None]:
         """What takes back all that the passes from now on add."""
-        restore, grown = saved_cache(self.cache), self.fork.cache.grown.copy()
+        restore, own = saved_cache(self.cache), self.fork.saved()
 
         def undo() -> None:
             restore()
-            self.fork.cache.grown = grown
+            own()
 
         return undo

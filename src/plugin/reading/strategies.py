@@ -47,6 +47,7 @@ class Reading:
     def __init__(self, host: Host, prompt: Prompt, conversation: Conversation):
         self.host, self.prompt, self.layout, self.conversation = host, prompt, prompt.layout, conversation
         self.seen = prompt.layout.turn
+        self.kept: list[Any] = [conversation, prompt.gates]  # what remembers passes, and can take them back
         self.cache: Callable[[], Any] = lambda: None  # the caller's cache that holds the prompt, while it lives
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
@@ -101,6 +102,7 @@ class Reading:
         Where a gate decides by the token under way, the pass runs with it shut, and once more if it opens.
         """
         gates, scored = self.gates, step.start + step.count >= self.layout.length
+        gates.unseen = not step.reading and self.host.unseen
         for gate in gates.all:
             gate.begin(scored)
         if gates.rehearsing and not step.reading:
@@ -129,7 +131,8 @@ class Reading:
 
     def carry(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         """The pass itself, staged."""
-        return (original(**kwargs) if step.reading else self.host.decode(original, kwargs, step.count)), NOTHING
+        output = None if step.reading else self.host.decode(original, kwargs, step.count)
+        return (original(**kwargs) if output is None else output), NOTHING
 
     def judged(self, output: Any, weak: Tensor) -> Any:
         """The output with the scores that the decoder makes of its logits."""
@@ -185,7 +188,7 @@ class Reading:
 
     def saved(self) -> Callable[[], None]:
         """What takes back all that the passes from now on add to what is kept."""
-        seen, restores = self.seen, (self.conversation.saved(), self.gates.saved())
+        seen, restores = self.seen, [one.saved() for one in self.kept]
 
         def restore() -> None:
             self.seen = seen
@@ -273,6 +276,7 @@ class Riding(Contrasted):
     def __init__(self, host: Host, prompt: Prompt, conversation: Conversation, contrast: Contrast, fork: Fork):
         super().__init__(host, prompt, conversation, contrast)
         self.fork = fork
+        self.kept.append(fork)
 
     def resume(self, earlier: Any) -> None:
         super().resume(earlier)
@@ -281,7 +285,10 @@ class Riding(Contrasted):
     def carry(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         if not self.fork.rides_in(step):
             return super().carry(original, kwargs, step)
-        self.host.left_uncompiled("a copy of the model rides along in its passes")
+        joint = self.fork.joint
+        both = None if step.reading else self.host.decode(original, kwargs, step.count, joint)
+        if both is not None:
+            return joint.parted(both, kwargs)
         return self.fork.ride(original, kwargs, self.host.stage, self.host.decoder, step)
 
     def judged(self, output: Any, weak: Tensor) -> Any:
@@ -299,16 +306,7 @@ class Riding(Contrasted):
 
     def clear(self) -> None:
         super().clear()
-        self.fork.cache.clear()
-
-    def saved(self) -> Callable[[], None]:
-        grown, former = self.fork.cache.grown.copy(), super().saved()
-
-        def restore() -> None:
-            self.fork.cache.grown = grown
-            former()
-
-        return restore
+        self.fork.clear()
 
 
 class Apart(Riding):
