@@ -62,7 +62,9 @@ class OCRSinkSession(Session):
     def __init__(self, method: OCRSink, layout: Layout):
         self.method = method
         self.group = layout.first_token[:, :, None].float()  # [B, n, 1]
-        self.plan: dict[int, list[Edit]] = {layer: [self._share(heads)] for layer, heads in method.masks.items()}
+        self.plan: dict[int, list[Edit]] = {
+            layer: [self._share(heads.to(layout.ids.device))] for layer, heads in method.masks.items()
+        }
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
         return self.plan

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...common.errors import ConfigError, LayoutError, ScoresError, UnsupportedModelError
+from ...common.errors import ConfigError, LayoutError, UnsupportedModelError
 from ..branches import thin
 from ..branches.decoder import Decoder
 from ..branches.fork import Fork
@@ -27,6 +27,7 @@ from .gates import Gates
 from .looking import Looking
 from .prompt import Prompt
 from .scout import Redraw, Scout, drawing
+from .sound import Soundness
 from .strategies import Apart, Contrasted, Reading, Riding, given
 
 
@@ -74,6 +75,7 @@ class Runner:
         self._redrawn: dict[Any, tuple[Tensor | None, Any]] = {}
         self._call: Mapping[str, Any] = {}  # the arguments of the `generate` under way
         self._called = False
+        self._sound = Soundness([*methods, *([] if decoder is None else [decoder.name])])
         self.effects = Effects(methods, decoder)
 
     @contextmanager
@@ -106,7 +108,9 @@ class Runner:
                 output = original(*args, **kwargs)
             else:
                 output = self.tracer.generate(original, args, kwargs, default)
+            self._sound.end()
         finally:
+            self._sound.forget()
             if self.reading is not None and self.tracer is not None:
                 self.reading.prompt.stop_recording()
         if self.reading is not None:
@@ -149,25 +153,14 @@ class Runner:
             _check_contrast(kwargs)
         with self._around():
             output = self._forward(original, kwargs)
-        self._check_scores(getattr(output, "logits", None))
+        reading = self.reading
+        decoding = self._host.prompts and reading is not None and reading.seen > reading.layout.length
+        self._sound.check(getattr(output, "logits", None), bool(decoding) and self._host.unseen)
         return output.to_tuple() if as_tuple else output
-
-    def _check_scores(self, scores: Tensor | None) -> None:
-        """Raises ScoresError where those of a pass's last row are no numbers; -inf may forbid some tokens."""
-        names = [*self.methods, *([] if self.decoder is None else [self.decoder.name])]
-        if scores is None or not names:
-            return
-        best = scores[:, -1].detach().amax(-1)  # NaN, too, is what it finds
-        if not bool(best.isfinite().all()):
-            row = int(best.isfinite().int().argmin())
-            raise ScoresError(
-                f"row {row} has no finite scores under {', '.join(names)} ({best[row].item()} is the best of {scores.dtype}):"
-                " lower the strength, or load the model in a wider number type (bfloat16, float32)"
-            )
 
     def _forward(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get(CACHE)
-        start = 0 if cache is None else int(cache.get_seq_length())
+        start = self._start(cache)
         if start == 0:
             self._host.opens_prompt()
             self.reading = None  # a prompt that cannot be read leaves none
@@ -193,6 +186,13 @@ class Runner:
         output = earlier.go_on(original, kwargs, Step(earlier.layout, start, count))
         earlier.conversation.hear(kwargs)
         return output
+
+    def _start(self, cache: Any) -> int:
+        """How many tokens a cache holds. A static one counts on its device: what was read in this `generate` is known here."""
+        length, reading = 0 if cache is None else cache.get_seq_length(), self.reading
+        if isinstance(length, Tensor) and self._host.prompts and reading is not None and reading.cache() is cache:
+            return reading.seen
+        return int(length)
 
     def _turns(self, kwargs: Mapping[str, Any], earlier: Reading, step: Step) -> bool:
         """Whether a pass behind a filled cache reads a further turn of the conversation.
@@ -243,7 +243,7 @@ class Runner:
         if record is not None:
             record.begin(layout)
         sessions = [method.start(layout) for method in self.methods.values()]
-        prompt = Prompt(layout, sessions, self._gates(layout, conversation), record)
+        prompt = Prompt(layout, sessions, self._gates(layout, conversation), record, self._host.placed)
         if contrast is None:
             return Reading(self._host, prompt, conversation)
         if contrast.candidates:
