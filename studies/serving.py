@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=[*TIMED])
     parser.add_argument("--capacity", action="store_true")
+    parser.add_argument("--model-impl", default="auto", help="of --capacity; a LLaVA wants 'transformers' here")
     options = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
@@ -52,7 +53,7 @@ def main() -> None:
         print("| configuration | tokens in 1 GiB | of plain |\n|---|---|---|")
         for name in (None, *options.configs):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                found[name] = process.submit(capacity, name, options.model).result()
+                found[name] = process.submit(capacity, name, options.model, options.model_impl).result()
             print(f"| {name or 'plain'} | {found[name]:,} | {found[name] / found[None]:.2f} |", flush=True)
         return
     for name in options.configs:
@@ -63,12 +64,12 @@ def main() -> None:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def capacity(config: str | None, model: str) -> int:
+def capacity(config: str | None, model: str, code: str) -> int:
     """How many tokens' keys and values fit into the memory that vLLM is given; None: without Sightline."""
     import vllm
     from sightline.serving import engine
 
-    shape = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True}
+    shape = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True, "model_impl": code}
     llm = (
         vllm.LLM(model, **shape)
         if config is None

@@ -137,16 +137,18 @@ class _Seeing:
     sightline_rows: Rows
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        found = super().embed_multimodal(**kwargs)
+        model: Any = super()
+        found = model.embed_multimodal(**kwargs)
         if not self._redraws:
             return found
-        redrawn = super().embed_multimodal(**{**kwargs, **self._redraw(self._settings, kwargs)})
+        redrawn = model.embed_multimodal(**{**kwargs, **self._redraw(self._settings, kwargs)})
         return [torch.cat(pair, -1) for pair in zip(found, redrawn, strict=True)]  # [n, 2 hidden] of each picture
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
     ) -> Tensor:
-        embed = partial(super().embed_input_ids, input_ids)
+        model: Any = super()
+        embed = partial(model.embed_input_ids, input_ids)
         if not self._redraws:
             return embed(multimodal_embeddings, is_multimodal=is_multimodal)
         both = [one.chunk(2, -1) for one in multimodal_embeddings or ()]
