@@ -166,7 +166,8 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            help="Names joined by commas, a+b for two together, naive:decore for two passes, trace, or YAML files."
+            help="Names joined by commas, a+b for two together, naive:NAME (decore, var, gift) for how one writes it without"
+            " the plugin, trace, or YAML files."
         ),
     ],
     model: Annotated[

@@ -113,6 +113,11 @@ class Plug:
         return self._runner.decoder
 
     @property
+    def methods(self) -> Mapping[str, Method]:
+        """The attached methods by name."""
+        return self._runner.methods
+
+    @property
     def reading(self) -> Reading | None:
         """The prompt batch under way, None before the first."""
         return self._runner.reading

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PHASES = ("prefill", "decode")
 AGAIN = "plain again"
-NAIVE = "naive:"  # before a decoder's name: the loop that runs the model twice per token
+NAIVE = "naive:"  # before a name: as one writes it without the engine (`naive.py`)
 COMPILED = " compiled"  # behind a name: with a static cache and a compiled decode step, against plain like that
 TRACE = "trace"  # among the names: what each token leans on is recorded
 
@@ -56,7 +56,8 @@ def bench(
     Args:
         name: see `shapes.build`.
         methods: names of methods and decoders, `a+b` for two together, or YAML files; `naive:decore` for DeCoRe as a
-            loop of two passes per token; `trace`, alone or in `a+trace`, records what each token leans on.
+            loop of two passes per token, `naive:var` and `naive:gift` on eager attention; `trace`, alone or in `a+trace`,
+            records what each token leans on.
         new_tokens: tokens to generate, at least 2; the end-of-sequence token is off.
         prompt_tokens: length of the prompt, see `shapes.build`.
         batch: rows.
@@ -227,41 +228,47 @@ def table(result: Mapping[str, Any]) -> Table:
 def _sample(
     subject: Bench, config: Any, attach: Attach, new_tokens: int, traced: bool, beams: int, compiled: bool
 ) -> Timing:
-    from transformers import CompileConfig, StoppingCriteriaList
-
-    options = {"calibration": subject.calibration, "processor": subject.processor}
+    options = _options(subject)
     if traced:
         options["trace"] = True
     manager = nullcontext() if config is None else attach(subject.model, config, **options)
-    model = subject.model
-    clock = Clock(model.device)
-    # An end-of-sequence token would end some runs early; a model without one needs no minimum.
-    shortest = {} if model.generation_config.eos_token_id is None else {"min_new_tokens": new_tokens}
-    how: dict[str, Any] = {}
-    if compiled:
-        mode = "reduce-overhead" if model.device.type == "cuda" else "default"
-        compiling: Any = CompileConfig(mode=mode)
-        compiling._compile_all_devices = True
-        how = {"cache_implementation": "static", "compile_config": compiling}
+    clock = Clock(subject.model.device)
     with manager:
         clock.start()
-        model.generate(
-            **subject.inputs,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=beams,
-            stopping_criteria=StoppingCriteriaList([clock]),
-            **how,
-            **shortest,
-        )
+        subject.model.generate(**subject.inputs, **_how(subject.model, clock, new_tokens, beams, compiled))
     return clock.sample()
 
 
 def _sample_naive(subject: Bench, config: Any, attach: Attach, new_tokens: int) -> Timing:
     model = subject.model
-    with attach(model, config, calibration=subject.calibration, processor=subject.processor) as plug:
-        heads = plug.decoder.heads  # the ones that the plugin masks
+    with attach(model, config, **_options(subject)) as plug:  # the heads that it masks, the method that it runs
+        decoder, methods = plug.decoder, list(plug.methods.values())
     clock = Clock(model.device)
     clock.start()
-    naive.decode(model, subject.inputs, heads, config.decoder[1], new_tokens, lambda ids: clock(ids, None))
+    if decoder is not None:
+        naive.decode(model, subject.inputs, decoder.heads, config.decoder[1], new_tokens, lambda ids: clock(ids, None))
+    else:
+        naive.answer(model, subject.inputs, methods[0], **_how(model, clock, new_tokens))
     return clock.sample()
+
+
+def _options(subject: Bench) -> dict[str, Any]:
+    """What `attach` needs beside a configuration."""
+    return {"calibration": subject.calibration, "processor": subject.processor, "context": subject.context}
+
+
+def _how(model: Any, clock: Clock, new_tokens: int, beams: int = 1, compiled: bool = False) -> dict[str, Any]:
+    """Options of a `generate` that `clock` measures."""
+    from transformers import CompileConfig, StoppingCriteriaList
+
+    how: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False, "num_beams": beams}
+    how["stopping_criteria"] = StoppingCriteriaList([clock])
+    # An end-of-sequence token would end some runs early; a model without one needs no minimum.
+    if model.generation_config.eos_token_id is not None:
+        how["min_new_tokens"] = new_tokens
+    if compiled:
+        mode = "reduce-overhead" if model.device.type == "cuda" else "default"
+        compiling: Any = CompileConfig(mode=mode)
+        compiling._compile_all_devices = True
+        how |= {"cache_implementation": "static", "compile_config": compiling}
+    return how

@@ -45,6 +45,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 SHAPES["llama-2-7b-shape"] = {"text": SHAPES["llava-7b-shape"]["text"] | {"vocab_size": 32000}}
+SHAPES["qwen2.5-vl-7b-shape"] = {
+    "text": {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": 3584},
+}
 IMAGE_TOKEN = 32000
 IMAGE_SIZE, PATCH = 336, 14
 TEXT_PROMPT = 512
@@ -56,7 +68,7 @@ TEXT_TOKENS = (5, 35)
 class Bench:
     """A model with inputs `[batch, prompt]`; `facts` describes both for the result.
 
-    `calibration` is None where the shipped file, if there is one, is right.
+    `calibration` is None where the shipped file, if there is one, is right. context: marks what `cad` takes away.
     """
 
     model: Any
@@ -64,6 +76,7 @@ class Bench:
     inputs: Mapping[str, Any]
     calibration: Any
     facts: dict[str, Any] = field(default_factory=dict)
+    context: Callable[[Any], Any] | None = None
 
 
 def build(
@@ -99,7 +112,17 @@ def build(
         row = processor(text, return_tensors="pt", truncation=True, max_length=length)["input_ids"]
         ids = row.expand(batch, -1).contiguous().to(model.device)
         inputs = {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape)}
-    return Bench(model, processor, inputs, None, _facts(model, inputs) | {"weights": "checkpoint"})
+    facts = _facts(model, inputs) | {"weights": "checkpoint"}
+    return Bench(model, processor, inputs, None, facts, None if sees else _first_half)
+
+
+def _first_half(ids: Any) -> Any:
+    """The first half of a text [B, n], as if it were the context of the rest; not its first token."""
+    import torch
+
+    marked = torch.zeros_like(ids, dtype=torch.bool)
+    marked[:, 1 : ids.shape[1] // 2] = True
+    return marked
 
 
 def _text_shape(name: str, batch: int, prompt_tokens: int | None, dtype: str, device: str) -> Bench:
@@ -114,7 +137,7 @@ def _text_shape(name: str, batch: int, prompt_tokens: int | None, dtype: str, de
     scores = torch.rand(layers, heads, generator=torch.Generator().manual_seed(0)).tolist()
     calibration = {"model": name, "architecture": "llama", "layers": layers, "heads": heads}
     calibration["retrieval_heads"] = {"scores": scores}
-    return Bench(model, None, inputs, calibration, _facts(model, inputs) | {"weights": "random"})
+    return Bench(model, None, inputs, calibration, _facts(model, inputs) | {"weights": "random"}, _first_half)
 
 
 def _made(make: Callable[[], Any], name: str, dtype: str, device: str) -> Any:
@@ -139,30 +162,58 @@ def _made(make: Callable[[], Any], name: str, dtype: str, device: str) -> Any:
 
 def _shape(name: str, batch: int, prompt_tokens: int | None, dtype: str, device: str) -> Bench:
     import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     shape = SHAPES[name]
+    qwen = "depth" in shape["vision"]
+    model = _made(lambda: (_qwen if qwen else _llava)(shape), name, dtype, device)
+    side = IMAGE_SIZE // PATCH
+    tokens = side**2
+    before, after = TEXT_TOKENS
+    if prompt_tokens is not None:
+        after = max(after, prompt_tokens - before - tokens)
+    image = torch.full((batch, tokens), IMAGE_TOKEN)
+    words = torch.randint(3, IMAGE_TOKEN, (batch, before + after))
+    ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1).to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if qwen:  # 2 x 2 patches make a token, so the picture is twice as wide for as many
+        inputs["mm_token_type_ids"] = (ids == IMAGE_TOKEN).long()
+        inputs["image_grid_thw"] = torch.tensor([[1, 2 * side, 2 * side]] * batch, device=model.device)
+        size: tuple[int, ...] = (batch * 4 * tokens, 3 * 2 * PATCH**2)
+    else:
+        size = (batch, 3, IMAGE_SIZE, IMAGE_SIZE)
+    inputs["pixel_values"] = torch.randn(*size, device=model.device, dtype=model.dtype)
+    calibration, fired = _calibration(name, model, inputs)
+    vision = shape["vision"]
+    facts = _facts(model, inputs) | {
+        "weights": "random",
+        "vision": f"{vision.get('depth') or vision['num_hidden_layers']} layers, hidden {vision['hidden_size']}",
+        "sinks": f"planted: tau {calibration['sink']['tau']:.2f} lets {100 * fired:.1f} % of the image tokens pass",
+    }
+    return Bench(model, None, inputs, calibration, facts)
+
+
+def _llava(shape: Mapping[str, Any]) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**shape["vision"], image_size=IMAGE_SIZE, patch_size=PATCH),
         text_config=LlamaConfig(**shape["text"], max_position_embeddings=8192),
         image_token_index=IMAGE_TOKEN,
     )
-    model = _made(lambda: LlavaForConditionalGeneration(config), name, dtype, device)
-    pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=model.device, dtype=model.dtype)
-    before, after = TEXT_TOKENS
-    if prompt_tokens is not None:
-        after = max(after, prompt_tokens - before - (IMAGE_SIZE // PATCH) ** 2)
-    image = torch.full((batch, (IMAGE_SIZE // PATCH) ** 2), IMAGE_TOKEN)
-    words = torch.randint(3, IMAGE_TOKEN, (batch, before + after))
-    ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1).to(model.device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-    calibration, fired = _calibration(name, model, inputs)
-    facts = _facts(model, inputs) | {
-        "weights": "random",
-        "vision": f"CLIP, {shape['vision']['num_hidden_layers']} layers, hidden {shape['vision']['hidden_size']}",
-        "sinks": f"planted: tau {calibration['sink']['tau']:.2f} lets {100 * fired:.1f} % of the image tokens pass",
-    }
-    return Bench(model, None, inputs, calibration, facts)
+    return LlavaForConditionalGeneration(config)
+
+
+def _qwen(shape: Mapping[str, Any]) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    others = {"video_token_id": IMAGE_TOKEN + 1, "vision_start_token_id": 1, "vision_end_token_id": 2}
+    config = Qwen2_5_VLConfig(
+        text_config=shape["text"] | {"max_position_embeddings": 8192},
+        vision_config=shape["vision"] | {"patch_size": PATCH},
+        image_token_id=IMAGE_TOKEN,
+        **others,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def _calibration(name: str, model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
@@ -177,7 +228,8 @@ def _calibration(name: str, model: Any, inputs: Mapping[str, Any]) -> tuple[dict
     layers = text.num_hidden_layers
     dims = [text.hidden_size // 3, 2 * text.hidden_size // 3]
     with torch.no_grad():
-        one = {key: value[:1] for key, value in inputs.items()}
+        pictures = {"pixel_values": len(inputs["pixel_values"]) // len(inputs["input_ids"])}  # Qwen: patches
+        one = {key: value[: pictures.get(key, 1)] for key, value in inputs.items()}
         states = model(**one, output_hidden_states=True, logits_to_keep=1).hidden_states
     image = one["input_ids"][0] == IMAGE_TOKEN
     entering = torch.stack([state[0, image].float() for state in states[2:layers]])
@@ -186,7 +238,7 @@ def _calibration(name: str, model: Any, inputs: Mapping[str, Any]) -> tuple[dict
     calibration = {
         "schema": 1,
         "model": name,
-        "architecture": "llava",
+        "architecture": model.config.model_type,
         "layers": layers,
         "heads": text.num_attention_heads,
         "sink": {"dims": dims, "tau": tau},
