@@ -47,7 +47,7 @@ class VHRSettings(Settings):
 class VHR(Method):
     summary = "amplify the heads that look at the image"
     source = "arXiv 2412.13949"
-    cost = "one text-only pass per prompt; a multiplication per token"
+    cost = "the prompt's text once more beside it; a multiplication per token"
     acts = "outputs"
     config = VHRSettings
 
@@ -164,11 +164,10 @@ def choose_heads(image: Tensor, text: Tensor, settings: VHRSettings) -> Tensor:
         divergence = divergence.sqrt()
     if settings.outlier_filter:
         surge = text.square().sum(-1)
-        outlier = (divergence > _high(divergence)) & (surge > _high(surge))
-        outlier &= divergence.std(-1, keepdim=True) > settings.filter_min_std
+        (spread, mean), (surge_spread, surge_mean) = (
+            torch.std_mean(one, -1, keepdim=True) for one in (divergence, surge)
+        )
+        outlier = (divergence > mean + spread) & (surge > surge_mean + surge_spread)
+        outlier &= spread > settings.filter_min_std
         divergence = divergence.masked_fill(outlier, 0.0)
     return divergence > divergence.median(-1, keepdim=True).values  # the lower of the two middle values
-
-
-def _high(values: Tensor) -> Tensor:
-    return values.mean(-1, keepdim=True) + values.std(-1, keepdim=True)

@@ -29,6 +29,7 @@ from ..core.edits import Edits
 from ..core.graph import keeping_graph
 from ..core.host import Host
 from ..core.layout import Step
+from .beside import TextBeside
 from .conversation import Conversation
 from .gates import Gates
 from .passes import Call, Whole, one_by_one, passes_of, rehearsed
@@ -49,12 +50,15 @@ class Reading:
         self.seen = prompt.layout.turn
         self.kept: list[Any] = [conversation, prompt.gates]  # what remembers passes, and can take them back
         self.cache: Callable[[], Any] = lambda: None  # the caller's cache that holds the prompt, while it lives
+        self.beside: TextBeside | None = None  # the prompt's text, where it rides in the next pass
+        self.alone = True  # nothing else rides in the prompt's pass, or keeps its graph
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         """Read the prompt. Returns the output, scores in the place of its logits."""
-        self.read_text()
+        passes = self.passes(kwargs)
+        self.read_text(kwargs, self.alone and type(passes) is Whole)
         self.decide(original, kwargs)
-        return self.judged(*self.passes(kwargs).read(self.run, original, kwargs, self.layout.unread))
+        return self.judged(*passes.read(self.run, original, kwargs, self.layout.unread))
 
     def go_on(self, original: Call, kwargs: dict[str, Any], step: Step) -> Any:
         """A pass behind the prompt. Returns the output, scores in the place of its logits."""
@@ -85,12 +89,19 @@ class Reading:
             output = rehearsed(self.host, merge(gates.watch(step)), original, kwargs, step)
             gates.decide(output.logits[:, -1])
 
-    def read_text(self) -> None:
-        """Read the prompt without its image, where a method asks for that."""
+    def read_text(self, kwargs: Mapping[str, Any], whole: bool) -> None:
+        """Read the prompt without its image, where a method asks for that; `whole`: the prompt is read in one pass.
+
+        Where that pass can carry it, it rides there.
+        """
         plan = merge([session.read_text_edits() for session in self.prompt.sessions])
-        if plan:
-            with self.host.staged(plan, 0, 0), torch.no_grad():
-                self.host.family.read_text(self.host.model, *self.layout.text_only())
+        if not plan:
+            return
+        if whole and not (self.layout.turn or self.gates) and TextBeside.possible(self.host, kwargs):
+            self.beside = TextBeside(self.host, self.layout, plan)
+            return
+        with self.host.staged(plan, 0, 0), torch.no_grad():
+            self.host.family.read_text(self.host.model, *self.layout.text_only())
 
     def passes(self, kwargs: Mapping[str, Any]) -> Whole:
         """In which passes the model reads its prompt."""
@@ -131,6 +142,9 @@ class Reading:
 
     def carry(self, original: Call, kwargs: dict[str, Any], step: Step) -> tuple[Any, Tensor]:
         """The pass itself, staged."""
+        beside, self.beside = self.beside, None
+        if beside is not None:
+            return beside.read(original, kwargs), NOTHING
         output = None if step.reading else self.host.decode(original, kwargs, step.count)
         return (original(**kwargs) if output is None else output), NOTHING
 
@@ -212,7 +226,7 @@ class Contrasted(Reading):
 
     def __init__(self, host: Host, prompt: Prompt, conversation: Conversation, contrast: Contrast):
         super().__init__(host, prompt, conversation)
-        self.contrast = contrast
+        self.contrast, self.alone = contrast, contrast.graph is None
 
     def scores(self, base: Tensor, weak: Tensor | None) -> Tensor:
         """What the decoder makes of logits [B, T, V] and of the branch's [N, T, V]."""
@@ -275,7 +289,7 @@ class Riding(Contrasted):
 
     def __init__(self, host: Host, prompt: Prompt, conversation: Conversation, contrast: Contrast, fork: Fork):
         super().__init__(host, prompt, conversation, contrast)
-        self.fork = fork
+        self.fork, self.alone = fork, False
         self.kept.append(fork)
 
     def resume(self, earlier: Any) -> None:
@@ -325,7 +339,7 @@ class Apart(Riding):
         self.redraw, self.positions = redraw, Positions(host.decoder)
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
-        self.read_text()
+        self.read_text(kwargs, False)
         self.decide(original, kwargs)
         with self.positions.noted():
             output, _ = self.passes(kwargs).read(self.run, original, kwargs, self.layout.unread)
