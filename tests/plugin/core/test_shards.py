@@ -31,10 +31,10 @@ from sightline.profiling.data.tokenised import AnswerPair
 from sightline.profiling.probes.direct import Direct
 from sightline.profiling.probes.importance import effects
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from tests.helpers import naive, tiny
+from tests.helpers.devices import FAR, NEAR, TwoDevices, put
 from tests.helpers.engine import METHODS, Answer, assert_message, calibration, entry, fits, generate, prompts, shared
 
 PROCESSES = 2
@@ -346,64 +346,13 @@ def test_a_fingerprint_does_not_depend_on_the_place(offloaded: Any) -> None:
     assert fingerprint(offloaded) != fingerprint(shared("llava").model)
 
 
-NEAR, FAR = torch.device("cpu"), torch.device("cuda", 1)
-
-
-class TwoDevices(TorchFunctionMode):
-    """Lets tensors say that they are on a device that this machine lacks. They carry that in an attribute; everything is
-
-    computed here, but an operation on tensors of two devices fails as it would on real ones.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func == torch.Tensor.device.__get__:
-            return place(args[0])
-        given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
-        if func is torch.autograd.grad:
-            slopes = func(*args, **kwargs)
-            return tuple(self._put(slope, place(one), []) for slope, one in zip(slopes, args[1], strict=True))
-        home = kwargs.get("device")
-        if func is torch.Tensor.to:
-            home = next((a for a in (*args[1:], home) if isinstance(a, str | torch.device)), None)
-            if len(args) > 1 and isinstance(args[1], torch.Tensor):
-                home = place(args[1])
-        elif func is torch.Tensor.cpu:
-            home = NEAR
-        elif func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.copy_):
-            others = given[1:] if func is not torch.Tensor.copy_ else ()  # positions may lie on the CPU
-            assert all(place(other) in (NEAR, place(args[0])) for other in others), f"{func}: {list(map(place, given))}"
-            home = place(args[0])
-        if home is None:
-            homes = {place(one) for one in given if one.ndim}  # a single number may come from the CPU
-            assert len(homes) < 2, f"{func} of tensors on {homes}"
-            home = homes.pop() if homes else NEAR
-        here = tree_map(lambda leaf: NEAR if isinstance(leaf, torch.device) else leaf, (args, kwargs))
-        return tree_map(lambda leaf: self._put(leaf, torch.device(home), given), func(*here[0], **here[1]))
-
-    @staticmethod
-    def _put(leaf: Any, home: torch.device, given: list[torch.Tensor]) -> Any:
-        if not isinstance(leaf, torch.Tensor) or place(leaf) == home:
-            return leaf
-        if any(leaf is one for one in given):
-            leaf = leaf.view(leaf.shape)
-        leaf.__dict__["place"] = home
-        return leaf
-
-
-def place(tensor: torch.Tensor) -> torch.device:
-    """Where a tensor says it is."""
-    return tensor.__dict__.get("place", NEAR)
-
-
 @pytest.fixture(scope="module")
 def parted() -> Any:
     """A model whose second half is on another device, as accelerate leaves it: what enters a module follows it."""
     model = tiny.fresh("llava_gqa").model
     text = model.model.language_model
     for module in (*text.layers[2:], text.norm, model.lm_head):
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.__dict__["place"] = FAR
+        put(module)
         module.forward = _following(module.forward, FAR)
     model.forward = _following(model.forward, NEAR, back=True)
     return model
