@@ -36,7 +36,7 @@ CHANGE = "_sightline_naive"  # attribute of an attention module that changes its
 def check(config: Any) -> None:
     """Raises ConfigError for a configuration that is not written here."""
     names = [name for name, _ in config.methods]
-    name, settings = config.decoder or ("no decoder", None)
+    name, settings = config.decoder or ("no decoder", config)
     if config.decoder is None and names in (["var"], ["gift"]):
         return
     if names or name != "decore" or settings.mask != "query" or settings.alpha == "entropy_gain":
@@ -75,7 +75,7 @@ def _eager(
     before = compat.attention_name(text)
     with ExitStack() as undo:
         compat.set_attention_name(text, ATTENTION)
-        undo.callback(compat.set_attention_name, text, before)
+        undo.callback(compat.set_attention_name, text, before or "sdpa")
         for number, layer in enumerate(layers):
             hook = layer.register_forward_pre_hook(partial(passes.enter, number), with_kwargs=True)
             undo.callback(hook.remove)

@@ -206,12 +206,13 @@ def _llava(shape: Mapping[str, Any]) -> Any:
 def _qwen(shape: Mapping[str, Any]) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    others = {"video_token_id": IMAGE_TOKEN + 1, "vision_start_token_id": 1, "vision_end_token_id": 2}
     config = Qwen2_5_VLConfig(
         text_config=shape["text"] | {"max_position_embeddings": 8192},
         vision_config=shape["vision"] | {"patch_size": PATCH},
         image_token_id=IMAGE_TOKEN,
-        **others,
+        video_token_id=IMAGE_TOKEN + 1,
+        vision_start_token_id=1,
+        vision_end_token_id=2,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
 

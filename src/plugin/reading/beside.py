@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ..branches.rider import attend
 from ..core import compat
-from ..core.attention import Plan, Stage
+from ..core.attention import Plan, Stage, merge
 from ..core.compat import CACHE
 from ..core.host import Host
 from ..core.layout import Layout
+from .prompt import Prompt
 
 ROTARY = "position_embeddings"
 
@@ -101,6 +102,21 @@ class TextBeside:
         beside = attend(self.plan.get(layer), stage, module, text, *self._fresh.pop(layer), seen, **kwargs)
         output = attend(stage.plan.get(layer), stage, module, prompt, key, value, mask, **kwargs)
         return torch.cat([output, beside], dim=1)
+
+
+def read_text(host: Host, prompt: Prompt, kwargs: Mapping[str, Any], room: bool) -> TextBeside | None:
+    """Read the prompt without its image, where a method asks for that.
+
+    Where there is room in the prompt's one pass, whose arguments these are, it is returned to be read there.
+    """
+    layout, plan = prompt.layout, merge([session.read_text_edits() for session in prompt.sessions])
+    if not plan:
+        return None
+    if room and not (layout.turn or prompt.gates) and TextBeside.possible(host, kwargs):
+        return TextBeside(host, layout, plan)
+    with host.staged(plan, 0, 0), torch.no_grad():
+        host.family.read_text(host.model, *layout.text_only())
+    return None
 
 
 def _entering(host: Host, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -29,7 +29,7 @@ from ..core.edits import Edits
 from ..core.graph import keeping_graph
 from ..core.host import Host
 from ..core.layout import Step
-from .beside import TextBeside
+from .beside import TextBeside, read_text
 from .conversation import Conversation
 from .gates import Gates
 from .passes import Call, Whole, one_by_one, passes_of, rehearsed
@@ -56,7 +56,7 @@ class Reading:
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
         """Read the prompt. Returns the output, scores in the place of its logits."""
         passes = self.passes(kwargs)
-        self.read_text(kwargs, self.alone and type(passes) is Whole)
+        self.beside = read_text(self.host, self.prompt, kwargs, self.alone and type(passes) is Whole)
         self.decide(original, kwargs)
         return self.judged(*passes.read(self.run, original, kwargs, self.layout.unread))
 
@@ -88,20 +88,6 @@ class Reading:
         if gates.rehearsing:
             output = rehearsed(self.host, merge(gates.watch(step)), original, kwargs, step)
             gates.decide(output.logits[:, -1])
-
-    def read_text(self, kwargs: Mapping[str, Any], whole: bool) -> None:
-        """Read the prompt without its image, where a method asks for that; `whole`: the prompt is read in one pass.
-
-        Where that pass can carry it, it rides there.
-        """
-        plan = merge([session.read_text_edits() for session in self.prompt.sessions])
-        if not plan:
-            return
-        if whole and not (self.layout.turn or self.gates) and TextBeside.possible(self.host, kwargs):
-            self.beside = TextBeside(self.host, self.layout, plan)
-            return
-        with self.host.staged(plan, 0, 0), torch.no_grad():
-            self.host.family.read_text(self.host.model, *self.layout.text_only())
 
     def passes(self, kwargs: Mapping[str, Any]) -> Whole:
         """In which passes the model reads its prompt."""
@@ -339,7 +325,7 @@ class Apart(Riding):
         self.redraw, self.positions = redraw, Positions(host.decoder)
 
     def read(self, original: Call, kwargs: dict[str, Any]) -> Any:
-        self.read_text(kwargs, False)
+        read_text(self.host, self.prompt, kwargs, False)
         self.decide(original, kwargs)
         with self.positions.noted():
             output, _ = self.passes(kwargs).read(self.run, original, kwargs, self.layout.unread)
