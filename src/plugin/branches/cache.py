@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 Pair = tuple[Tensor, Tensor]  # keys and values [N, Hkv, K, d]
 
@@ -114,3 +116,23 @@ def below(parts: Sequence[Tensor], dim: int) -> Tensor:
     width = max(part.shape[dim] for part in parts)
     after = [0, 0] * (parts[0].ndim - dim - 1)
     return torch.cat([torch.nn.functional.pad(part, [*after, width - part.shape[dim], 0]) for part in parts])
+
+
+class TappedCache(Cache):
+    """A cache as the model sees it while `tap` takes a part of what is written to each layer, and hands on the rest.
+
+    told: what the model gets in the place of what the layer then holds.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        tap: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+        told: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] = lambda layer, keys, values: (keys, values),
+    ):
+        self.__dict__.update(base.__dict__)  # the same layers, so that lengths and masks are the base's
+        self.base, self.tap, self.told = base, tap, told
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        key_states, value_states = self.tap(layer_idx, key_states, value_states)
+        return self.told(layer_idx, *self.base.update(key_states, value_states, layer_idx, *args, **kwargs))

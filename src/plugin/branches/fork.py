@@ -21,7 +21,7 @@ from ..core.families.inferred import blocks
 from ..core.layout import Layout, Step
 from ..core.shards import Shard
 from .branch import Branch, Edits
-from .cache import BranchCache, below
+from .cache import BranchCache, TappedCache, below
 from .extra import ExtraPosition, ExtraRows
 from .joint import Joint
 from .positions import Positions
@@ -78,7 +78,7 @@ class Fork:
         base_cache = compat.new_cache(decoder.config) if cache is None else cache
         windows = compat.windows(base_cache)
         rider: Rider = (ExtraPosition if shared_prompt else ExtraRows)(self, step, windows)
-        tapped = compat.TappedCache(base_cache, rider.take, rider.whole)
+        tapped = TappedCache(base_cache, rider.take, rider.whole)
         kept = kwargs.get("logits_to_keep")
         if shared_prompt and isinstance(kept, int) and kept:
             kwargs = {**kwargs, "logits_to_keep": kept + 1}  # the branch's token stands behind the model's

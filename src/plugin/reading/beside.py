@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..branches.cache import TappedCache
 from ..branches.rider import attend
-from ..core import compat
 from ..core.attention import Plan, Stage, merge
 from ..core.compat import CACHE
 from ..core.host import Host
@@ -51,7 +51,7 @@ class TextBeside:
 
     def read(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Run the staged pass of the prompt with the text aboard; returns its output."""
-        stage, tapped = self.host.stage, compat.TappedCache(kwargs[CACHE], self._take)
+        stage, tapped = self.host.stage, TappedCache(kwargs[CACHE], self._take)
         with ExitStack() as undo:
             for layer in self.host.layers[: max(self.plan) + 1]:
                 undo.callback(layer.register_forward_pre_hook(self._board, with_kwargs=True).remove)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from sightline.plugin.branches.cache import BranchCache, Pair
+from sightline.plugin.branches.cache import BranchCache, Pair, TappedCache
+from sightline.plugin.core import compat
+
+from tests.helpers import tiny
+from tests.helpers.engine import prompts, shared
 
 
 def _token(number: int, rows: int = 2) -> Pair:
@@ -54,3 +60,22 @@ def test_a_graph_keeps_what_it_saw() -> None:
     keys.sum().backward()
     assert first.grad is not None
     assert torch.equal(first.grad, torch.ones_like(first))
+
+
+def test_a_tapped_cache_hands_on_the_rest() -> None:
+    """Keys of two rows reach it; the tap takes the second, and the model goes on with the first."""
+    case = shared("llama")
+    ids = prompts(case, "one")["input_ids"]
+    taken: dict[int, torch.Tensor] = {}
+
+    def tap(layer: int, key: torch.Tensor, value: torch.Tensor) -> Any:
+        taken[layer] = key[:, :, 1:]
+        return key, value
+
+    plain = case.model(input_ids=ids).logits
+    base = compat.new_cache(case.model.config)
+    tapped = TappedCache(base, tap)
+    assert torch.equal(case.model(input_ids=ids, **{compat.CACHE: tapped}, use_cache=True).logits, plain)
+    assert sorted(taken) == list(range(tiny.LAYERS))
+    assert base.get_seq_length() == ids.shape[1]
+    assert tapped.get_seq_length() == ids.shape[1]

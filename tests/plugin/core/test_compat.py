@@ -253,22 +253,3 @@ def test_a_cache_without_its_graph() -> None:
 def test_quantised_caches() -> None:
     assert not compat.quantised_cache(compat.new_cache(shared("llama").model.config))
     assert compat.quantised_cache(transformers.QuantizedCache.__new__(transformers.QuantizedCache))
-
-
-def test_a_tapped_cache_hands_on_the_rest() -> None:
-    """Keys of two rows reach it; the tap takes the second, and the model goes on with the first."""
-    case = shared("llama")
-    ids = prompts(case, "one")["input_ids"]
-    taken: dict[int, torch.Tensor] = {}
-
-    def tap(layer: int, key: torch.Tensor, value: torch.Tensor) -> Any:
-        taken[layer] = key[:, :, 1:]
-        return key, value
-
-    plain = case.model(input_ids=ids).logits
-    base = compat.new_cache(case.model.config)
-    tapped = compat.TappedCache(base, tap)
-    assert torch.equal(case.model(input_ids=ids, **{compat.CACHE: tapped}, use_cache=True).logits, plain)
-    assert sorted(taken) == list(range(tiny.LAYERS))
-    assert base.get_seq_length() == ids.shape[1]
-    assert tapped.get_seq_length() == ids.shape[1]
