@@ -12,7 +12,8 @@ from typing import Any
 from sightline.benchmarks.runner.tables import relative
 
 RESULTS = Path(__file__).parents[2] / "eval/results"
-EMBEDDED, SMOLLM2 = "embedded", "SmolLM2"
+EMBEDDED, SMOL, SMOLLM2 = "embedded", "embedded-smol", "SmolLM2"
+SEEN = "study/embedded-smol-chair-0"
 
 Entry = Mapping[str, Any]
 
@@ -81,15 +82,9 @@ def _ratio(group: str) -> Callable[[Entry], str]:
 
 
 ROWS = (
-    Row("Captions", "`vhr`", EMBEDDED, ("demo", "vhr-default"), _captions, _seconds("chair")),
-    Row(
-        "Captions that may name less",
-        "`decore`, `by: concept_heads`",
-        EMBEDDED,
-        ("demo", "decore"),
-        _captions,
-        _seconds("chair"),
-    ),
+    Row("Captions", "`m3id`", SMOL, (SEEN, "m3id"), _captions, _seconds("chair")),
+    Row("Captions that may name less", "`pai` + `m3id`", SMOL, (SEEN, "pai+m3id"), _captions, _seconds("chair")),
+    Row("Captions, for little time", "`vhr`", EMBEDDED, ("demo", "vhr-default"), _captions, _seconds("chair")),
     Row("Yes/no questions", "`pai` + `pai_guidance`", EMBEDDED, ("demo", "pai"), _questions, _seconds("pope")),
     Row("Long answers", "`locore`", EMBEDDED, ("methods", "locore"), _captions, _seconds("chair")),
     Row("No extra latency", "`vhr`, `static: true`", EMBEDDED, ("methods", "vhr static"), _captions, _seconds("chair")),

@@ -8,10 +8,14 @@ from typing import Any
 
 from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.object_questions import PopeBenchmark
+from sightline.benchmarks.runner import suite
 from sightline.benchmarks.runner.tables import code, differences, legend, made_with, pipes, scores
 
-PAGES = ("demo", "methods", "embedded-smol")
+PAGES = ("demo", "methods", "head-gain", "embedded-smol")
 """Pages whose file `sightline demo` wrote."""
+
+STUDY = ("embedded-smol-chair-0", "embedded-smol-chair-1", "embedded-chair-0", "embedded-chair-1")
+"""What `sightline eval` wrote for `study.md`: model, benchmark, seed of the scenes."""
 
 
 def tables(file: Path) -> str:
@@ -20,5 +24,17 @@ def tables(file: Path) -> str:
     parts = [f"{code(result['command'])} ({result['scenes']} scenes)"]
     for benchmark, title in ((ChairBenchmark, "Captions"), (PopeBenchmark, "Questions")):
         parts += [f"## {title}", legend(result, benchmark)]
+        parts += [pipes(table(result, benchmark)).rstrip() for table in (scores, differences)]
+    return "\n\n".join([*parts, "## Made with", made_with(result).rstrip()])
+
+
+def study(folder: Path) -> str:
+    """Markdown of the study's evaluations: of each its command, scores and paired differences."""
+    parts: list[str] = []
+    for name in STUDY:
+        result: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        benchmark = suite.find(result["benchmark"])
+        parts = parts or [legend(result, benchmark)]
+        parts += [f"## {name}", f"{code(result['command'])} (n = {result['n']})"]
         parts += [pipes(table(result, benchmark)).rstrip() for table in (scores, differences)]
     return "\n\n".join([*parts, "## Made with", made_with(result).rstrip()])
