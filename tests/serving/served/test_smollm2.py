@@ -109,10 +109,13 @@ def test_decore_in_chunks_and_preempted(decore: Served) -> None:
 
 
 def test_requests_were_preempted(decore: Served) -> None:
-    long = [decore.prompts[-1]] * 10
-    found = tokens(decore.say(long, greedy(COUNT)))
-    assert found == [decore.mitigated[-1]] * 10
-    assert decore.counter("num_preemptions") > 0
+    """Ten of 60 tokens that share nothing: two blocks each, of 23, and three before they end."""
+    ids = decore.prompts[-1][:60]
+    before = decore.counter("num_preemptions")
+    alone = [{"prompt_token_ids": ids, "cache_salt": str(number)} for number in range(10)]
+    found = tokens(decore.llm.generate(alone, greedy(COUNT), use_tqdm=False))
+    assert found == decore.expected([ids], DECORE) * 10
+    assert decore.counter("num_preemptions") > before
 
 
 def test_a_conversation_goes_on_over_shared_blocks(decore: Served) -> None:
