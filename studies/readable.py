@@ -21,7 +21,7 @@ from sightline.testbed.data import draw_batch
 from sightline.testbed.sprites import CATEGORIES
 from torch import Tensor, nn
 
-from .testbed.tower import emphasis, targets, to_pixels
+from .testbed.tower import labelling, targets, to_pixels
 
 TRAIN, TEST, NAMED, BATCH = 1500, 300, 6, 50
 
@@ -42,13 +42,12 @@ def fitted(tokens: Tensor, target: Tensor, steps: int = 60) -> Callable[[Tensor]
     mean, deviation = tokens.mean((0, 1)), tokens.std((0, 1)) + 1e-6
     reading = nn.Linear(tokens.shape[-1], target.shape[-1])
     nn.init.zeros_(reading.weight)
-    standard, weight = (tokens - mean) / deviation, emphasis(target)
+    standard = (tokens - mean) / deviation
     descent = torch.optim.LBFGS(reading.parameters(), max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         descent.zero_grad()
-        each = -(target * reading(standard).log_softmax(-1)).sum(-1)
-        value = (each * weight).mean() + 1e-5 * reading.weight.square().sum()
+        value = labelling(reading(standard), target)[0] + 1e-5 * reading.weight.square().sum()
         value.backward()
         return value.detach()
 

@@ -36,23 +36,15 @@ class M3ID(Decoder):
     cost = "the prompt's text once more; twice the rows per token"
     config = M3IDSettings
     own_prompt = True
+    fixed_copy = FixedCopy(pictures="none")
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return M3IDContrast(self, layout)
 
     @classmethod
-    def check_fixed(cls, settings: M3IDSettings) -> None:
-        """Its copy is the same for every prompt."""
-
-    def fixed(self) -> FixedCopy:
-        return FixedCopy(pictures="none")
-
-    @classmethod
     def combined(cls, settings: M3IDSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:
         assert written is not None
-        t = settings.first + written
-        alpha = torch.expm1(settings.lam * t.clamp(min=0)).clamp(max=LARGEST)  # (1 - g) / g
-        scores = rules.contrast(base.log_softmax(-1), weak.log_softmax(-1), alpha)
+        scores = rules.contrast(base.log_softmax(-1), weak.log_softmax(-1), strength(settings, written))
         return rules.plausible(scores, base, settings.beta)
 
 
@@ -72,5 +64,9 @@ class M3IDContrast(Contrast):
 
     def report(self) -> dict[str, Any]:
         """strength: (1 - g) / g at the last token."""
-        t = self.decoder.settings.first + max(self.written, 0)
-        return {"strength": float(torch.tensor(self.decoder.settings.lam * t).expm1().clamp(max=LARGEST))}
+        return {"strength": float(strength(self.decoder.settings, torch.tensor(max(self.written, 0))))}
+
+
+def strength(settings: M3IDSettings, written: Tensor) -> Tensor:
+    """(1 - g) / g where so many tokens of the answer have been read."""
+    return torch.expm1(settings.lam * (settings.first + written).clamp(min=0)).clamp(max=LARGEST)

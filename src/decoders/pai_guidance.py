@@ -34,16 +34,10 @@ class Guidance(Decoder):
     cost = "the prompt's text once more; twice the rows per token"
     config = GuidanceSettings
     own_prompt = True
+    fixed_copy = FixedCopy(pictures="none")
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return GuidanceContrast(self, layout)
-
-    @classmethod
-    def check_fixed(cls, settings: GuidanceSettings) -> None:
-        """Its copy is the same for every prompt."""
-
-    def fixed(self) -> FixedCopy:
-        return FixedCopy(pictures="none")
 
     @classmethod
     def combined(cls, settings: GuidanceSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:

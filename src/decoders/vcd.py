@@ -43,6 +43,7 @@ class VCD(Decoder):
     config = VCDSettings
     own_prompt = True
     redraws = True
+    fixed_copy = FixedCopy(pictures="redrawn")
 
     @classmethod
     def redraw(cls, settings: VCDSettings, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,13 +51,6 @@ class VCD(Decoder):
 
     def start(self, layout: Layout, scoring: bool = False) -> Contrast:
         return VCDContrast(self, layout)
-
-    @classmethod
-    def check_fixed(cls, settings: VCDSettings) -> None:
-        """Its noise is known before any prompt."""
-
-    def fixed(self) -> FixedCopy:
-        return FixedCopy(pictures="redrawn")
 
     @classmethod
     def combined(cls, settings: VCDSettings, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:

@@ -80,12 +80,13 @@ class Rows(nn.Module):
         """
         request = np.repeat(np.arange(len(counts)), counts)
         total = len(request)
-        position = first[request] + np.arange(total) - (np.cumsum(counts) - counts)[request]
+        begins = np.cumsum(counts) - counts
+        position = first[request] + np.arange(total) - begins[request]
         kind = kinds[request]
         changed = (kind != PLAIN) & self._reach(position, prompts[request])
         skipped, image = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=bool)
-        for number, places in enumerate(pictures):
-            own = request == number
+        for begin, count, places in zip(begins, counts, pictures, strict=False):  # none where the copy sees them
+            own = slice(begin, begin + count)
             skipped[own] = np.searchsorted(places, position[own])
             image[own] = np.isin(position[own], places)
         copied = self.plan.copied

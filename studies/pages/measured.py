@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.benchmarks.benchmark import Benchmark
 from sightline.benchmarks.public.captions import ChairBenchmark
 from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.runner import suite
@@ -24,8 +26,8 @@ def tables(file: Path) -> str:
     parts = [f"{code(result['command'])} ({result['scenes']} scenes)"]
     for benchmark, title in ((ChairBenchmark, "Captions"), (PopeBenchmark, "Questions")):
         parts += [f"## {title}", legend(result, benchmark)]
-        parts += [pipes(table(result, benchmark)).rstrip() for table in (scores, differences)]
-    return "\n\n".join([*parts, "## Made with", made_with(result).rstrip()])
+        parts += _shown(result, benchmark)
+    return _page(parts, result)
 
 
 def study(folder: Path) -> str:
@@ -36,5 +38,13 @@ def study(folder: Path) -> str:
         benchmark = suite.find(result["benchmark"])
         parts = parts or [legend(result, benchmark)]
         parts += [f"## {name}", f"{code(result['command'])} (n = {result['n']})"]
-        parts += [pipes(table(result, benchmark)).rstrip() for table in (scores, differences)]
+        parts += _shown(result, benchmark)
+    return _page(parts, result)
+
+
+def _shown(result: Mapping[str, Any], benchmark: type[Benchmark]) -> list[str]:
+    return [pipes(table(result, benchmark)).rstrip() for table in (scores, differences)]
+
+
+def _page(parts: Sequence[str], result: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, "## Made with", made_with(result).rstrip()])

@@ -91,6 +91,7 @@ class Decoder(Registered):
 
     own_prompt: ClassVar[bool] = False  # the copy reads a prompt of its own, without the methods' edits
     redraws: bool = False  # the copy sees other pictures
+    fixed_copy: ClassVar[FixedCopy | None] = None  # its copy, where that is the same under all settings
 
     @classmethod
     def redraw(cls, settings: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +105,8 @@ class Decoder(Registered):
     @classmethod
     def check_fixed(cls, settings: Any) -> None:
         """Raises ConfigError where it has no copy, or one that is not `FixedCopy`."""
+        if cls.fixed_copy is not None:
+            return
         what = "contrasts with a prompt of its own" if cls.own_prompt else "does not contrast with a copy"
         raise ConfigError(
             f"decoder '{cls.name}' {what}, and a served model carries only a copy that reads the same tokens with fixed heads"
@@ -113,7 +116,9 @@ class Decoder(Registered):
 
     def fixed(self) -> FixedCopy:
         """Its copy in a generation, where `check_fixed` passes; its scores are `combined`. `sightline serve` carries it."""
-        raise NotImplementedError
+        if self.fixed_copy is None:
+            raise NotImplementedError
+        return self.fixed_copy
 
     @classmethod
     def combined(cls, settings: Any, base: Tensor, weak: Tensor, written: Tensor | None = None) -> Tensor:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -209,13 +210,8 @@ Edits = Mapping[int, Sequence[Edit]]  # by layer
 
 def placed(edit: Edit, device: torch.device) -> Edit:
     """The same edit with its tensors on a device, so that no pass has to fetch them."""
-    if isinstance(edit, Gain) and isinstance(edit.factor, Tensor):
-        return replace(edit, factor=edit.factor.to(device))
-    if isinstance(edit, Bias):
-        return Bias(edit.bias.to(device))
-    if isinstance(edit, Shift):
-        return Shift(edit.offset.to(device))
-    return Disperse(edit.heads.to(device)) if isinstance(edit, Disperse) else edit
+    moved: dict[str, Any] = {n: value.to(device) for n, value in vars(edit).items() if isinstance(value, Tensor)}
+    return replace(edit, **moved) if moved else edit
 
 
 NO_MASS = 1e-30  # float32 factors that would lift less than this overflow
