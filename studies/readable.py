@@ -41,7 +41,8 @@ def fitted(tokens: Tensor, target: Tensor, steps: int = 60) -> Callable[[Tensor]
     """The linear reading [.., D] -> [.., C + 1] of least weighted cross-entropy, by L-BFGS on standardised tokens."""
     mean, deviation = tokens.mean((0, 1)), tokens.std((0, 1)) + 1e-6
     reading = nn.Linear(tokens.shape[-1], target.shape[-1])
-    nn.init.zeros_(reading.weight)
+    for parameter in reading.parameters():
+        nn.init.zeros_(parameter)  # so that every run finds the same
     standard = (tokens - mean) / deviation
     descent = torch.optim.LBFGS(reading.parameters(), max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
