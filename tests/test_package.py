@@ -33,3 +33,13 @@ def test_a_docstring_begins_with_a_sentence() -> None:
 def test_no_file_outgrows_a_reader() -> None:
     long = {path.name: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "src").rglob("*.py")}
     assert {name: lines for name, lines in long.items() if lines > 350} == {}
+
+
+def test_a_name_means_one_class() -> None:
+    """Two classes of one name are two things that a reader must tell apart by where they stand."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -14,7 +14,7 @@ from vllm.model_executor.layers.attention import Attention
 
 from ..common.errors import UnsupportedModelError
 from .plan import Copy
-from .rows import Rows
+from .rows import PassRows
 
 BESIDE = "_copy"  # behind the name of a layer that holds the copy's keys and values
 HIDING = 256.0  # of a query and, negative, of a hidden key: a logit so low that its weight is zero in any number type
@@ -35,7 +35,7 @@ class EditedAttention(nn.Module):
     def __init__(
         self,
         base: Attention,
-        rows: Rows,
+        rows: PassRows,
         gains: Tensor | None,
         first: Tensor | None,
         marks: Tensor | None,

@@ -20,7 +20,7 @@ from ..common.errors import ConfigError, SightlineError, UnsupportedModelError
 from ..common.files import provenance, write_json
 from ..plugin.calibration.folded import MARKER
 from ..plugin.core.families import find_family
-from .plan import Plan
+from .plan import ServedPlan
 
 SCHEMA = 1
 PROJECTION = "o_proj"
@@ -31,7 +31,7 @@ SEEING_NOTE = (
 
 
 def export(
-    model: Any, processor: Any, plan: Plan, out: Path, *, fingerprint: Callable[[Any], str] | None = None
+    model: Any, processor: Any, plan: ServedPlan, out: Path, *, fingerprint: Callable[[Any], str] | None = None
 ) -> dict[str, Any]:
     """Fold a plan into the weights of a loaded model, which is changed, and write model and processor into a folder.
 
@@ -93,7 +93,7 @@ def fold(weight: Tensor, factors: Tensor) -> None:
         weight.copy_((weight.double() * columns).to(weight.dtype))
 
 
-def projections(model: Any, plan: Plan) -> list[Tensor]:
+def projections(model: Any, plan: ServedPlan) -> list[Tensor]:
     """The weight of each layer's output projection. Raises UnsupportedModelError where one takes no factors."""
     family = find_family(model)
     found: list[Tensor] = []

@@ -26,8 +26,8 @@ from vllm.model_executor.models.utils import extract_layer_index
 from ..common.errors import UnsupportedModelError
 from ..plugin.branches.decoder import DECODERS
 from .attention import EditedAttention
-from .plan import Plan
-from .rows import BESIDE, PLAIN, SEEING, TEXT, Rows, read_beside
+from .plan import ServedPlan
+from .rows import BESIDE, PLAIN, SEEING, TEXT, PassRows, read_beside
 from .slices import of_rank
 
 PREFIX = "Sightline"
@@ -53,7 +53,7 @@ class _Doubled:
     rotary: makes position embeddings, of a model of transformers.
     """
 
-    def __init__(self, first: bool, rows: Rows, rotary: nn.Module | None):
+    def __init__(self, first: bool, rows: PassRows, rotary: nn.Module | None):
         self.first, self.rows, self.rotary = first, rows, rotary
         pictures = None if rows.plan.copied is None else rows.plan.copied.pictures
         self.redrawn, self.blind = pictures == "redrawn", pictures == "none"
@@ -87,7 +87,7 @@ class _Doubled:
         return torch.cat([hidden, other.view(hidden.shape)], dim)
 
 
-def install(model: nn.Module, plan: Plan, size: int, hidden: int) -> Rows:
+def install(model: nn.Module, plan: ServedPlan, size: int, hidden: int) -> PassRows:
     """Put a plan into a model that vLLM has just built; `size`: the most rows of a pass; `hidden`: numbers of a row.
 
     Raises UnsupportedModelError where its layers or heads are not those of the plan.
@@ -102,7 +102,7 @@ def install(model: nn.Module, plan: Plan, size: int, hidden: int) -> Rows:
             f"vLLM runs '{plan.model}' as {type(model).__name__} with {shape}, and the plan is for {plan.layers} layers of"
             f" {plan.heads}: use model_impl='transformers', or generate with transformers"
         )
-    rows = Rows(plan, size, hidden)
+    rows = PassRows(plan, size, hidden)
     gains = torch.stack([plan.table((), 1.0), plan.table(plan.gains, 1.0), plan.table(plan.seen, 1.0)], dim=1)
     assert (PLAIN, TEXT, SEEING) == (0, 1, 2)
     raised = plan.table(plan.first, 1.0).log()
@@ -134,7 +134,7 @@ class _Seeing:
     _redraws: bool
     _redraw: Any
     _settings: Any
-    sightline_rows: Rows
+    sightline_rows: PassRows
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         model: Any = super()
@@ -164,7 +164,7 @@ def served(base: type[nn.Module]) -> type[nn.Module]:
     class Served(*((_Seeing, base) if hasattr(base, "embed_multimodal") else (base,))):  # type: ignore[misc]
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-            self.plan = Plan.model_validate(vllm_config.additional_config[KEY]["plan"])
+            self.plan = ServedPlan.model_validate(vllm_config.additional_config[KEY]["plan"])
             size = vllm_config.scheduler_config.max_num_batched_tokens
             graphs = vllm_config.compilation_config.max_cudagraph_capture_size or 0
             hidden = vllm_config.model_config.get_hidden_size()

@@ -51,7 +51,7 @@ class Copy(BaseModel):
         return self.pictures != "same"
 
 
-class Plan(BaseModel):
+class ServedPlan(BaseModel):
     """A configuration for a model of `layers` x `heads`.
 
     gains: factors on the outputs of heads, in every row. seen: the same for prompts with a picture, which methods that
@@ -95,7 +95,7 @@ def resolve(
     calibration: Calibration | Mapping[str, Any] | str | Path | None = None,
     *,
     loaded: Any = None,
-) -> Plan:
+) -> ServedPlan:
     """The plan of a configuration for a model.
 
     Args:
@@ -139,7 +139,7 @@ def resolve(
             rows=copy.rows,
             pictures=copy.pictures,
         )
-    plan = Plan(
+    plan = ServedPlan(
         model=facts.name,
         layers=facts.layers,
         heads=facts.heads,

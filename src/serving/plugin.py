@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..common.errors import ConfigError, SightlineError, UnsupportedModelError
-from .plan import Plan, read_config, resolve
+from .plan import ServedPlan, read_config, resolve
 from .rows import CHOICE, OFF, ON, cache_keys, read_batch
 
 OLDEST = (0, 32)  # the vLLM that the wrapped functions were read in
@@ -184,11 +184,11 @@ def _told(original: Callable[..., Any]) -> Callable[..., Any]:
     return _model_forward
 
 
-def plan_of(vllm_config: Any) -> Plan | None:
+def plan_of(vllm_config: Any) -> ServedPlan | None:
     """The plan that an engine was started with."""
     known = getattr(vllm_config, "additional_config", None)
     asked = known.get(KEY) if isinstance(known, dict) else None
-    return None if asked is None else Plan.model_validate(asked["plan"])
+    return None if asked is None else ServedPlan.model_validate(asked["plan"])
 
 
 def prepare(arguments: Any) -> None:
@@ -239,7 +239,7 @@ def chosen_class(kind: str, implementation: str) -> str:
     return THROUGH_TRANSFORMERS[native is None] if through else str(native)
 
 
-def check_options(arguments: Any, plan: Plan) -> None:
+def check_options(arguments: Any, plan: ServedPlan) -> None:
     """Refuse options of vLLM that are not proven beside a plan. Raises ConfigError."""
     refused: list[tuple[str, Callable[[Any], bool], str]] = [
         ("pipeline_parallel_size", lambda value: (value or 1) > 1, "spread the model by tensor_parallel_size"),

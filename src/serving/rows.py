@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .plan import Plan
+from .plan import ServedPlan
 
 PLAIN, TEXT, SEEING = range(3)  # rows of a request that asked for the plain model, without and with a picture
 CHOICE = "sightline"  # key of a request's extra arguments
@@ -27,14 +27,14 @@ def off(parameters: Any) -> bool:
     return ((getattr(parameters, "extra_args", None) or {}).get(CHOICE, ON)) == OFF
 
 
-def state(plan: Plan, parameters: Any, pictures: Any) -> int:
+def state(plan: ServedPlan, parameters: Any, pictures: Any) -> int:
     """Which of the three kinds a request's rows are."""
     if off(parameters):
         return PLAIN
     return SEEING if pictures and plan.looks else TEXT
 
 
-class Rows(nn.Module):
+class PassRows(nn.Module):
     """The rows of the pass under way, T of them.
 
     kind: as above. changed: whether the copy's heads differ. first: whether it is its sequence's first token. image:
@@ -50,7 +50,7 @@ class Rows(nn.Module):
     redrawn: Tensor
     beside: Tensor
 
-    def __init__(self, plan: Plan, size: int, hidden: int = 0):
+    def __init__(self, plan: ServedPlan, size: int, hidden: int = 0):
         super().__init__()
         self.plan = plan
         redrawn = plan.copied is not None and plan.copied.pictures == "redrawn"
@@ -115,7 +115,7 @@ def read_beside(beside: Tensor) -> tuple[Tensor, Tensor]:
     return contrasted > 0, places * PLACE + rest
 
 
-def read_batch(rows: Rows, runner: Any) -> None:
+def read_batch(rows: PassRows, runner: Any) -> None:
     """Tell `rows` what vLLM's runner is about to run."""
     batch = runner.input_batch
     count = batch.num_reqs
@@ -141,7 +141,7 @@ def _places(features: Any) -> np.ndarray:
     return np.sort(np.concatenate(found))
 
 
-def cache_keys(plan: Plan, request: Any, start: int, stop: int) -> tuple[tuple[str, Any], ...]:
+def cache_keys(plan: ServedPlan, request: Any, start: int, stop: int) -> tuple[tuple[str, Any], ...]:
     """What the keys and values of tokens `start:stop` depend on beside the tokens before `stop`.
 
     They become part of the hash under which vLLM shares blocks of its cache, so that two requests share only what is

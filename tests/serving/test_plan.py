@@ -10,7 +10,7 @@ import torch
 from sightline.plugin.branches.decoder import DECODERS
 from sightline.plugin.calibration.folded import MARKER
 from sightline.plugin.core.registry import METHODS
-from sightline.serving.plan import Plan, resolve
+from sightline.serving.plan import ServedPlan, resolve
 from transformers import LlamaConfig, LlavaConfig
 
 TEXT = LlamaConfig(num_hidden_layers=4, num_attention_heads=8, hidden_size=64, num_key_value_heads=4, vocab_size=256)
@@ -34,7 +34,7 @@ def calibration(architecture: str = "llama") -> dict[str, Any]:
     }
 
 
-def plan(config: Any, known: Any = None, model: Any = TEXT) -> Plan:
+def plan(config: Any, known: Any = None, model: Any = TEXT) -> ServedPlan:
     return resolve("mine", config, calibration() if known is None else known, loaded=model)
 
 
@@ -103,7 +103,7 @@ def test_factors_on_the_first_token() -> None:
 
 def test_a_plan_survives_its_json() -> None:
     found = plan({"methods": ["head_gain"], "decoder": {"decore": {"heads": 5}}})
-    assert Plan.model_validate_json(found.model_dump_json()) == found
+    assert ServedPlan.model_validate_json(found.model_dump_json()) == found
     assert found.calibration is not None
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from sightline.serving.http import Choice, moved
-from sightline.serving.plan import Copy, Plan
-from sightline.serving.rows import PLAIN, SEEING, TEXT, Rows, cache_keys, off, read_beside, state
+from sightline.serving.plan import Copy, ServedPlan
+from sightline.serving.rows import PLAIN, SEEING, TEXT, PassRows, cache_keys, off, read_beside, state
 from sightline.serving.slices import of_rank
 
 
-def made(rows: Any = "last", *, looks: bool = False) -> Plan:
+def made(rows: Any = "last", *, looks: bool = False) -> ServedPlan:
     copied = Copy(decoder="decore", settings={}, change="disperse", heads=((1, 0, 1.0),), rows=rows)
     gains = ((0, 0, 2.0),)
-    return Plan(model="m", layers=2, heads=4, gains=gains, seen=() if looks else gains, copied=copied, config={})
+    return ServedPlan(model="m", layers=2, heads=4, gains=gains, seen=() if looks else gains, copied=copied, config={})
 
 
 def parameters(choice: str | None = None) -> Any:
@@ -32,7 +32,7 @@ def parameters(choice: str | None = None) -> Any:
 )
 def test_rows_are_told_by_position(rows: str, expected: list[int]) -> None:
     """A chunk of a prompt (positions 2-5 of 6, then its first answer token in another request), and a plain request."""
-    told = Rows(made(rows), 16)
+    told = PassRows(made(rows), 16)
     told.tell(np.array([TEXT, TEXT, PLAIN]), np.array([2, 6, 0]), np.array([4, 1, 3]), np.array([6, 6, 2]))
     assert told.kind[:8].tolist() == [TEXT] * 5 + [PLAIN] * 3
     assert told.changed[:8].int().tolist() == expected
@@ -41,7 +41,7 @@ def test_rows_are_told_by_position(rows: str, expected: list[int]) -> None:
 def test_rows_of_pictures_are_told_and_skipped() -> None:
     """A chunk of a prompt with pictures at 2-4 and 7; its first answer token; a request whose picture goes on in it."""
     copied = Copy(decoder="m3id", settings={}, change=None, heads=(), rows="all", pictures="none")
-    told = Rows(Plan(model="m", layers=2, heads=4, copied=copied, config={}), 16)
+    told = PassRows(ServedPlan(model="m", layers=2, heads=4, copied=copied, config={}), 16)
     places = [np.array([2, 3, 4, 7]), np.array([2, 3, 4, 7]), np.array([0, 1]), np.array([0, 1])]
     kinds = np.array([SEEING, SEEING, SEEING, PLAIN])
     told.tell(kinds, np.array([3, 9, 1, 600]), np.array([4, 1, 2, 1]), np.array([9, 9, 3, 8]), places)

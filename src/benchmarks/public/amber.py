@@ -35,7 +35,7 @@ from ...models.samples import Sample
 from ..benchmark import STRICT, Benchmark, DataSource
 from .nouns import Similar, Tagger, tagger
 from .tokens import Token
-from .yesno import Answer, YesNo, plainly, says, tally
+from .yesno import YesNo, YesNoReply, plainly, says, tally
 
 GENERATIVE, DISCRIMINATIVE = "generative", "discriminative"
 DIMENSIONS = {
@@ -214,7 +214,7 @@ class Amber(Benchmark):
     tables: Tables = field(default_factory=lambda: Tables({}, frozenset()))
     nouns: Callable[[str], Sequence[Token]] = lambda reply: ()
     similar: Similar | None = None
-    rule: Callable[[str], Answer] = plainly
+    rule: Callable[[str], YesNoReply] = plainly
 
     @classmethod
     def read(cls, source: DataSource) -> Amber:
@@ -307,9 +307,9 @@ class Amber(Benchmark):
         return {"reply": reply, "words": len(reply.split()), "mentions": mentions, "covered": sorted(read.covered)}
 
 
-def bare(reply: str) -> Answer:
+def bare(reply: str) -> YesNoReply:
     """Read a reply by the release's rule: the bare word Yes or No."""
-    return Answer({"Yes": True, "No": False}.get(reply), says(reply))
+    return YesNoReply({"Yes": True, "No": False}.get(reply), says(reply))
 
 
 def _annotations(path: Path, tables: Tables) -> dict[int, dict[str, Any]]:

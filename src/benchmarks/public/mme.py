@@ -22,17 +22,17 @@ from ...common.readers import Notes, expect, label
 from ...common.statistics import Blend, Ratio, SampledScore
 from ...models.samples import Sample
 from ..benchmark import FLEXIBLE, Benchmark, DataSource
-from .yesno import Answer, plainly, says
+from .yesno import YesNoReply, plainly, says
 
 SUBSETS = ("existence", "count", "position", "color")
 PUBLISHED = 60
 """Questions in each subset, two an image."""
 
 
-def parse(reply: str) -> Answer:
+def parse(reply: str) -> YesNoReply:
     """Read a reply by the release's rule, to the letter: "not sure" is no, "the answer is yes" neither."""
     start = reply.lower()[:4]
-    return Answer(True if "yes" in start else False if "no" in start else None, says(reply))
+    return YesNoReply(True if "yes" in start else False if "no" in start else None, says(reply))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class MME(Benchmark):
     options = frozenset({"match"})
 
     asked: list[tuple[str, int, bool]] = field(default_factory=list)
-    rule: Callable[[str], Answer] = parse
+    rule: Callable[[str], YesNoReply] = parse
 
     @classmethod
     def read(cls, source: DataSource) -> MME:

@@ -29,7 +29,7 @@ from .equal import EqualYes, log_odds
 from .pope import Mean, Question, build, parse, pope, statistics, wording
 from .pope_files import PUBLISHED, Entry, question_id, read_entries, spelled, split_files
 from .scenes import scene_name, scenes
-from .yesno import Answer, plainly
+from .yesno import YesNoReply, plainly
 
 MEAN = "mean"
 ODDS, WAYS = "odds", ("Yes", "yes", "No", "no")
@@ -74,7 +74,7 @@ class PopeBenchmark(Benchmark):
     facts: list[dict[str, Any]] = field(default_factory=list)
     image_count: int = 0
     built: bool = False
-    rule: Callable[[str], Answer] = parse
+    rule: Callable[[str], YesNoReply] = parse
 
     @classmethod
     def read(cls, source: DataSource) -> PopeBenchmark:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...common.statistics import Blend, SampledScore
-from .yesno import Answer, YesNo, says, tally
+from .yesno import YesNo, YesNoReply, says, tally
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -96,7 +96,7 @@ def rows(questions: Sequence[Question], files: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def parse(reply: str) -> Answer:
+def parse(reply: str) -> YesNoReply:
     """Read a reply by the rule of the official script, to the letter.
 
     What stands before the first full stop, without commas, is cut at spaces; a piece No, no or not means no, all else
@@ -104,7 +104,7 @@ def parse(reply: str) -> Answer:
     them.
     """
     sentence = reply.split(".")[0].replace(",", "")
-    return Answer(yes=not {"No", "no", "not"} & set(sentence.split(" ")), said=says(reply))
+    return YesNoReply(yes=not {"No", "no", "not"} & set(sentence.split(" ")), said=says(reply))
 
 
 class _Labelled(Protocol):
@@ -115,7 +115,7 @@ class _Labelled(Protocol):
 
 
 def pope(
-    questions: Sequence[_Labelled], replies: Sequence[str], number: int, *, rule: Callable[[str], Answer] = parse
+    questions: Sequence[_Labelled], replies: Sequence[str], number: int, *, rule: Callable[[str], YesNoReply] = parse
 ) -> YesNo:
     """Score one reply per question, in the same order; `number` of images, asked about or not.
 

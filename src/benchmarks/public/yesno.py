@@ -14,7 +14,7 @@ _SENTENCE_END = re.compile(r"[.!?\n]")
 
 
 @dataclass(frozen=True)
-class Answer:
+class YesNoReply:
     """How a rule reads a reply (`yes`; None: the rule reads neither) and what the reply plainly says (`said`)."""
 
     yes: bool | None
@@ -27,9 +27,9 @@ def says(reply: str) -> bool | None:
     return next((word == "yes" for word in words if word in ("yes", "no", "not")), None)
 
 
-def plainly(reply: str) -> Answer:
+def plainly(reply: str) -> YesNoReply:
     """Read a reply for what it plainly says."""
-    return Answer(says(reply), says(reply))
+    return YesNoReply(says(reply), says(reply))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class YesNo:
 
 def tally(
     truths: Sequence[bool],
-    answers: Sequence[Answer],
+    answers: Sequence[YesNoReply],
     replies: Sequence[str],
     images: Sequence[int],
     number: int,

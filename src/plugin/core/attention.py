@@ -83,7 +83,7 @@ def merge(plans: Sequence[Mapping[int, Sequence[Edit]]]) -> Plan:
     return {layer: LayerPlan.of([e for plan in plans for e in plan.get(layer, ())]) for layer in layers}
 
 
-class Rider(Protocol):
+class Aboard(Protocol):
     """What attention asks of a branch that rides along in the pass (`branches/rider.py`)."""
 
     def rides(self, layer: int) -> bool:
@@ -102,7 +102,7 @@ class Stage:
     plan: Plan = field(default_factory=dict)  # for these heads
     start: int = 0  # absolute position of the first query row
     prompt: int = 0  # number of prompt positions, padding included
-    rider: Rider | None = None
+    rider: Aboard | None = None
     joint: bool = False  # a branch's rows are rows of the pass like the model's
     shard: Shard | None = None  # which heads this process computes; None: all
     visited: set[int] = field(default_factory=set)  # the layers whose attention has run in this pass
