@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.attention import Stage
+from ..core.compiled import graphs_of
 from ..core.host import Host
 
 MOST_ROWS = 16  # beyond, the usual product is as good
@@ -20,19 +22,24 @@ MOST_ROWS = 16  # beyond, the usual product is as good
 def install(host: Host) -> None:
     """Let the text decoder's linear layers and its readout take few rows this way while a branch rides along."""
     head = host.model.get_output_embeddings()  # type: ignore[operator]
+    kept = graphs_of(host.model).forwards  # a graph knows its layers' forward by identity
     for module in (*host.decoder.modules(), head):
         # Weights of another class are quantised; another forward brings them from elsewhere.
         if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or "forward" in module.__dict__:
             continue
         if module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
-            host.override(module, "forward", ThinLinear(module, host))
+            thin = kept.setdefault(module, ThinLinear(module))
+            thin.stage = host.stage
+            host.override(module, "forward", thin)
 
 
 class ThinLinear:
     """Stands in for `forward` of a linear layer; everything else goes to the layer's own."""
 
-    def __init__(self, module: nn.Linear, host: Host):
-        self.module, self.stage, self.usual = module, host.stage, module.forward
+    stage: Stage
+
+    def __init__(self, module: nn.Linear):
+        self.module, self.usual = module, module.forward
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows = hidden.numel() // hidden.shape[-1]

@@ -21,7 +21,7 @@ from . import compat
 from .attention import LayerPlan, Plan, Stage
 from .edits import Bias, Disperse, Edit, Gain, Mass, Reweight, Rule, Shift
 
-GRAPHS = "_sightline_graphs"  # attribute of a model that `generate` has compiled while it was attached
+GRAPHS = "_sightline_graphs"  # attribute of a model that was attached
 _NUMBERS = itertools.count()
 
 
@@ -92,10 +92,15 @@ def _of_tensors(edit: Edit) -> bool:
 
 @dataclass
 class Graphs:
-    """The compiled passes of one model, and the buffers that they read."""
+    """The compiled passes of one model, the buffers that they read, and what stands in for layers' own forward in them."""
 
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    forwards: dict[nn.Module, Any] = field(default_factory=dict)
     buffers: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the model, or the model from a file, has none yet."""
+        return Graphs, ()
 
     def function(self, plan: Plan, aboard: bool, config: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         """The model's forward, compiled with this configuration for plans of this kind, with a branch's rows or without."""

@@ -6,15 +6,16 @@ and decoders.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import pytest
 import sightline
 import torch
-from sightline.common.errors import UncompiledWarning
+from sightline.common.errors import LayoutError, UncompiledWarning
 from sightline.plugin.core.compiled import GRAPHS
-from transformers import CompileConfig
+from transformers import CompileConfig, StaticCache
 
 from tests.helpers import naive, tiny
 from tests.helpers.engine import Answer, calibration, entry, generate, prompts, shared
@@ -131,18 +132,29 @@ def _attach(case: tiny.TinyCase, config: dict[str, Any], **options: Any) -> sigh
 @pytest.mark.parametrize("case", [pytest.param("llava", marks=pytest.mark.matrix), "llava_gqa"], indirect=True)
 @pytest.mark.parametrize("name", _some(COPIES, "decore", "icd"))
 def test_a_copy_of_the_model_is_compiled_with_it(case: tiny.TinyCase, name: str) -> None:
-    """Its rows are rows of the pass: as many graphs as plain needs for prompts of other lengths."""
+    """Its rows are rows of the pass: as many graphs as plain needs for prompts of other lengths, however often attached."""
     kinds = ("one", "other") if name == "decore" else ("padded",)
     for kind in kinds:
         _both(case, kind)
     plain = _compiled()
     _forget(case)
     setup = naive.SETUPS[name]
-    with _attach(case, {"decoder": setup.config}, **setup.options):
-        for kind in kinds:
-            reference, ours = _both(case, kind)
-            _assert_close(ours, reference)
+    for _ in range(2):
+        with _attach(case, {"decoder": setup.config}, **setup.options):
+            for kind in kinds:
+                reference, ours = _both(case, kind)
+                _assert_close(ours, reference)
     assert _compiled() == plain == 1
+
+
+def test_a_copied_model_has_graphs_of_its_own(case: tiny.TinyCase) -> None:
+    setup = naive.SETUPS["decore"]
+    with _attach(case, {"decoder": setup.config}, **setup.options):
+        _answers(case, "one", compile_config=_config())
+    mine = case.model.__dict__[GRAPHS]
+    assert mine.functions and mine.forwards
+    theirs = copy.deepcopy(case.model).__dict__[GRAPHS]
+    assert not theirs.functions and not theirs.forwards
 
 
 @pytest.mark.parametrize("name", _some(("decore", "hicd", "cad", "icd"), "icd"))
@@ -172,12 +184,47 @@ def test_a_copy_goes_on_uncompiled(case: tiny.TinyCase, name: str) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", ["decore", "cad"])
-def test_beams_move_the_rows_of_a_copy(case: tiny.TinyCase, name: str) -> None:
+def test_beams_are_compiled_where_plain_ones_are(case: tiny.TinyCase, name: str) -> None:
+    _both(case, "pair", num_beams=2)
+    plain = _compiled()
+    _forget(case)
     setup = naive.SETUPS[name]
     with _attach(case, {"decoder": setup.config}, **setup.options):
         reference, ours = _both(case, "pair", num_beams=2)
     assert ours.tokens.tolist() == reference.tokens.tolist()
+    assert _compiled() == plain
+
+
+@pytest.mark.parametrize("name", _some(("decore", "hicd", "cad", "icd"), "cad"))
+def test_a_cache_that_is_reordered_moves_the_rows_of_a_copy(case: tiny.TinyCase, name: str) -> None:
+    """In a loop of one's own, two rows for each prompt: transformers' beam search does not compile."""
+    setup, width = naive.SETUPS[name], 64
+    inputs = {name: value.repeat_interleave(2, 0) for name, value in prompts(case, "pair").items()}
+    length = inputs["input_ids"].shape[1]
+    logits: list[torch.Tensor] = []
+    with _attach(case, {"decoder": setup.config}, **setup.options):
+        for call in (case.model, case.model.get_compiled_call(_config())):
+            cache = StaticCache(config=case.model.config.get_text_config(), max_cache_len=width)
+            case.model(**inputs, past_key_values=cache)
+            valid = torch.nn.functional.pad(inputs["attention_mask"].bool(), (0, width - length))
+            for step, rows in enumerate(([0, 1, 2, 3], [1, 0, 3, 3], [1, 1, 3, 2])):
+                cache.reorder_cache(torch.tensor(rows))
+                valid[:, length + step] = True
+                mask = torch.zeros(4, 1, 1, width).masked_fill(~valid[:, None, None], torch.finfo(torch.float32).min)
+                ids = torch.tensor([[5], [11], [8], [7]]) + step
+                positions = valid.sum(1, keepdim=True) - 1
+                out = call(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+                logits.append(out.logits.clone())
     assert _compiled() == 1
+    torch.testing.assert_close(torch.cat(logits[3:]), torch.cat(logits[:3]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_that_is_reordered_across_prompts_is_refused(case: tiny.TinyCase) -> None:
+    setup, inputs = naive.SETUPS["cad"], prompts(case, "pair")
+    with _attach(case, {"decoder": setup.config}, **setup.options):
+        cache = case.model(**inputs).past_key_values
+        with pytest.raises(LayoutError, match="across prompts"):
+            cache.reorder_cache(torch.tensor([1, 0]))
 
 
 @pytest.mark.parametrize("by", ["previous", pytest.param("now", marks=pytest.mark.matrix)])
