@@ -105,7 +105,7 @@ class Looks(Session):
         self.steps: list[Tensor] = []  # strongest key, and strongest key of the prompt, by step [2, layers, B, H]
 
     def strongest(self, step: int, row: int, *, of_prompt: bool = False) -> Tensor:
-        """Key positions [layers, heads] when token `step` of the answer was chosen."""
+        """Key positions [layers, heads] when token `step` of the answer was chosen; -1 where a window holds none."""
         return self.steps[step][int(of_prompt), :, row]
 
     def edits(self, step: Step) -> dict[int, list[Edit]]:
@@ -119,7 +119,8 @@ class Looks(Session):
 
     def _see(self, layer: int, weights: Tensor, keys: slice, first: int) -> None:
         if layer == 0:
-            self.steps.append(torch.zeros(2, self.facts.layers, *weights.shape[:2], dtype=torch.long))
+            self.steps.append(torch.full((2, self.facts.layers, *weights.shape[:2]), -1))
         row = weights[:, :, -1]
         for kind, part in enumerate((row, row[..., : keys.stop - keys.start])):
-            self.steps[-1][kind, layer] = part.argmax(-1).cpu() + keys.start
+            if part.shape[-1]:
+                self.steps[-1][kind, layer] = part.argmax(-1).cpu() + keys.start

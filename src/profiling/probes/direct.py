@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...common.chat import text_tokenizer
@@ -23,6 +23,24 @@ from ...plugin.core.method import Method, ModelFacts
 from ..data.needles import ANSWER
 
 Edits = Mapping[int, Sequence[Edit]]  # by layer
+TOKEN_KINDS = "mm_token_type_ids"  # which tokens [B, n] are text, of a picture, of a video
+
+
+def pictures_of(inputs: Mapping[str, Any], vision: Sequence[str]) -> dict[str, Tensor]:
+    """What of a processor's output for one prompt carries its pictures, or tells which tokens are theirs (Qwen's positions)."""
+    return {name: inputs[name] for name in (*vision, TOKEN_KINDS) if isinstance(inputs.get(name), Tensor)}
+
+
+def row_by_row(pictures: Sequence[Mapping[str, Tensor]], width: int) -> dict[str, Tensor]:
+    """The pictures of several rows of `width` tokens, what lies behind a prompt being text."""
+    rows = [
+        {
+            name: nn.functional.pad(one, (0, width - one.shape[1])) if name == TOKEN_KINDS else one
+            for name, one in row.items()
+        }
+        for row in pictures
+    ]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 class Direct:

@@ -10,7 +10,7 @@ both are scaled to [0, 1], and a head's score is right + scale * (right - wrong)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ...plugin.calibration.files import InducingHeads
 from ...plugin.core.edits import Edit, OutputProbe
 from ..data.tokenised import AnswerPair
 from ..job import Job, Sums, rounded
-from .direct import Direct, Edits
+from .direct import Direct, Edits, row_by_row
 
 IGNORED = -100
 
@@ -109,8 +109,7 @@ def answer_losses(
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
         labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    together: dict[str, Any] = {name: torch.cat([one[name] for one in pictures]) for name in pictures[0]}
-    logits = direct(edits, ids, **together).float()
+    logits = direct(edits, ids, **row_by_row(pictures, width)).float()
     asked = labels[:, 1:].to(logits.device)
     losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), asked, ignore_index=IGNORED, reduction="none")
     return losses.sum(-1) / (asked != IGNORED).sum(-1)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from ... import testbed
 from ...common.chat import text_tokenizer
 from ...common.errors import CalibrationError
@@ -16,6 +14,7 @@ from ...models.prompting import batch_inputs
 from ...models.samples import Example
 from ...plugin.core.families import find_family
 from ..data.tokenised import AnswerPair
+from .direct import pictures_of
 
 ANSWERS = ("Yes", "No")
 
@@ -52,8 +51,8 @@ def asked(model: Any, processor: Any, examples: Sequence[Example], *, seed: int 
             if pool:
                 name = rng.choice(pool)
                 inputs = batch_inputs(model, processor, [replace(example, text=testbed.QUESTION.format(name))])
-                pictures = {key: inputs[key] for key in vision if isinstance(inputs.get(key), Tensor)}
-                choice = AnswerPair(inputs["input_ids"][0].tolist(), right, wrong, pictures)
+                prompt = inputs["input_ids"][0].tolist()
+                choice = AnswerPair(prompt, right, wrong, pictures_of(inputs, vision))
                 found.append(PresenceQuestion(name, pool is present, choice))
     if not found:
         raise CalibrationError("the questions for a model that sees need pictures whose objects are boxed: none are")
