@@ -41,6 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "emu3_vqgan": {"codebook_size": 16, "hidden_size": 256, "base_channels": 64},
     "chameleon_vqgan": {"num_embeddings": 16},
     "dots3_note_text": {"num_key_value_heads": 8, "head_dim": 32, "swa_head_dim": 32},
+    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [64, 64]},
+    "unlimited_ocr_sam_vision_model": {"downsample_channels": [64, 64]},
     "deepseek_ocr2_text": {
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
         "num_experts_per_tok": 2,
@@ -50,6 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "diffusion_gemma": {"": {"vision_config": {}}},
     "gemma4": {"": {"vision_config": {}}},
     "gemma4_unified": {"": {"vision_config": {}}},
+    "ernie4_5_vl_moe_text": {"rope_parameters": {"mrope_section": [1, 1, 2]}},
     "glm4v_text": {"rope_parameters": {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
     "glm46v_text": {"rope_parameters": {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
     "glm4v_moe_text": {"head_dim": 16, "rope_parameters": {"mrope_section": [2, 1, 1]}},
@@ -63,13 +66,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral4": {"head_dim": 32},
     "moshi": {"sliding_window": 10},  # longer than the proof's prompt: its mask has none, its cache has
     "mllama_text_model": {"cross_attention_layers": [1]},
+    "mllama_vision_model": {"vision_output_dim": 192},
+    "molmo2": {"image_patch_id": 250},
+    "molmo2_vision": {"num_position_embeddings": 16},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "helium": {"head_dim": 8},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
     "qwen2_vl_text": {"rope_parameters": {"mrope_section": [2, 1, 1]}},
     "qwen2_5_vl_text": {"rope_parameters": {"mrope_section": [2, 1, 1]}},
+    "qwen2_5_omni_text": {"rope_parameters": {"mrope_section": [2, 1, 1]}},
     "paddleocr_vl_text": {"rope_parameters": {"mrope_section": [4, 2, 2]}},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 247, "vision_end_token_id": 246},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 247, "vision_end_token_id": 246},
-    "step3p7_text": {"sliding_window": 8},
+    "step3p5": {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2},
     "granitemoe": {"attention_multiplier": 0.25},
     "granitemoeshared": {"attention_multiplier": 0.25},
     "granite_swa": {"attention_multiplier": 0.25},
@@ -79,11 +97,4 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1, 2, 3]},
     "hunyuan_vl_text": {"head_dim": 16, **SECTIONS},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
-}
-
-#: types that are not tried, and why
-UNTRIED: dict[str, str] = {
-    "evolla": "reads proteins, not pictures, and is in no AutoModelForImageTextToText",
-    "pi0": "drives a robot: what it generates are actions, not tokens",
-    "blt": "reads bytes in patches with decoders of three kinds, one in the other; its generation takes minutes at any size",
 }

@@ -142,10 +142,13 @@ def _complaint(model: Any, inputs: Inputs) -> str | None:
 
 def _rows(model: Any, out: Any) -> int:
     """Features of the text decoder's width in what `get_image_features` returned."""
-    features = getattr(out, "pooler_output", out)
+    given = (getattr(out, name, None) for name in ("pooler_output", "deepstack_features"))
+    features = next((one for one in given if one is not None), out)
     if isinstance(features, (list, tuple)) and features and isinstance(features[0], (list, tuple)):
         features = features[0]
-    parts = features if isinstance(features, (list, tuple)) else [features]
+    if isinstance(features, (list, tuple)):  # one set of several, and maybe the layer that it goes to
+        features = [part for one in features for part in (one if isinstance(one, (list, tuple)) else [one])]
+    parts = features if isinstance(features, list) else [features]
     width = model.config.get_text_config(decoder=True).hidden_size
     return sum(part.numel() for part in parts if isinstance(part, Tensor)) // width
 
@@ -164,6 +167,28 @@ def _kimi(model: Any) -> Inputs:
     patch = first(vision(model), "patch_size", default=14)
     pixels = torch.randn(16, 3, patch, patch, generator=torch.Generator().manual_seed(4))
     return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]])}
+
+
+def _granular(model: Any) -> Inputs:
+    """One tile, and which tiles there are."""
+    return {**draw(model), "pixel_attention_mask": torch.ones(1, 1).bool()}
+
+
+def _inkling2(model: Any) -> Inputs:
+    """Four squares of merged patches, colours last; the grid counts squares."""
+    side = vision(model).patch_size * vision(model).spatial_merge_size
+    pixels = torch.randn(4, side, side, 3, generator=torch.Generator().manual_seed(4))
+    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 2, 2]])}
+
+
+def _inkling(model: Any) -> Inputs:
+    """Four patches of two frames, colours last."""
+    config, rng = vision(model), torch.Generator().manual_seed(4)
+    return {
+        "pixel_values": torch.randn(
+            4, config.temporal_patch_size, config.patch_size, config.patch_size, 3, generator=rng
+        )
+    }
 
 
 def _fuyu(model: Any) -> Inputs:
@@ -203,8 +228,13 @@ def _tiled(model: Any) -> Inputs:
 BUILDERS: dict[str, Callable[[Any], Inputs]] = {
     "fuyu": _fuyu,
     "gemma4_unified": _merged,
+    "granite_docling": _granular,
+    "inkling2": _inkling2,
+    "inkling2_loop": _inkling2,
+    "inkling_mm_model": _inkling,
     "instructblip": _asked,
     "kimi_k25": _kimi,
+    "paddleocr_vl": _kimi,
     "mllama": _tiled,
     "molmo2": _molmo,
 }

@@ -18,6 +18,7 @@ from sightline.common.errors import SightlineError
 from sightline.plugin.attach import observe
 from sightline.plugin.core.compat import CACHE
 from sightline.plugin.core.edits import Bias, Edit, Gain, Mass, Reweight
+from sightline.plugin.core.families.inferred import vision_arguments
 from sightline.plugin.core.layout import Layout, Step
 from sightline.plugin.core.method import Method, ModelFacts, Session, Settings
 from torch import Tensor, nn
@@ -306,6 +307,8 @@ def _row(inputs: Inputs, i: int) -> Inputs:
 
 def picture(subject: Subject) -> None:
     """A picture in the prompt: the plain bits with an empty plan, and a bias on its tokens as a plain eager run has it."""
+    if not vision_arguments(subject.model):
+        raise NotImplementedError(f"{type(subject.model).__name__} takes none")
     try:
         inputs = pictures.prompt(subject.model, subject.type)
         plain = subject.answer(inputs, subject.model)  # with nothing attached: what fails here is the picture
@@ -384,8 +387,8 @@ def prove(kind: str, model_type: str) -> dict[str, str]:
 
 def plain_fault(kind: str, model_type: str) -> str | None:
     """What a forward of the plain model ends in, where nothing of ours is near; None where it runs."""
-    subject = Subject(kind, model_type)
     try:
+        subject = Subject(kind, model_type)
         subject.model(**subject.prompts())
     except Exception as error:
         return _said(error)
