@@ -154,9 +154,10 @@ def attach(
 
     Args:
         model: any AutoModelForImageTextToText or AutoModelForCausalLM that is a decoder, or a wrapper of one (peft,
-            torch.compile, DistributedDataParallel), loaded with sdpa (or
-            eager, which runs on sdpa while attached). Its weights are not changed. It may be quantised, spread over devices
-            (`device_map`), or over processes by transformers' tensor parallel plan; then every process attaches the same.
+            torch.compile, DistributedDataParallel), loaded with sdpa, eager, flash or flex attention; while attached it runs on
+            sdpa, or on eager where sdpa cannot compute it. Its weights are not changed. It may be quantised, spread over
+            devices (`device_map`), or over processes by transformers' tensor parallel plan; then every process attaches the
+            same.
         config: the name of a method or a decoder, a path to a YAML file, a dict of that shape, or a `Config`.
         calibration: a path, a dict, a `Calibration`, or "auto" for the file shipped under the model's name. It takes
             precedence over the config's. By default the shipped file is used if there is one.

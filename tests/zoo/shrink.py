@@ -229,12 +229,12 @@ def _rope(fields: dict[str, Any]) -> None:
         holder["mrope_section"] = parts
 
 
-def build(config: Any, auto: Any) -> Any:
-    """A seeded random model of a configuration, in evaluation mode, its attention far from uniform."""
+def build(config: Any, auto: Any, kernel: str | None = None) -> Any:
+    """A seeded random model of a configuration, in evaluation mode, its attention far from uniform and computed by `kernel`."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        model = auto.from_config(config)
+        model = auto.from_config(config, **({} if kernel is None else {"attn_implementation": kernel}))
         randomise(model)
     model.float().eval().requires_grad_(False)
     model.generation_config = tf.GenerationConfig(pad_token_id=PAD, bos_token_id=BOS, eos_token_id=None, use_cache=True)

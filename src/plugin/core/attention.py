@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .compat import attention_name, own_eager, sdpa_attention_forward
+from .compat import attention_name
 from .edits import (
     Add,
     Bias,
@@ -34,6 +34,7 @@ from .edits import (
 from .explicit import Call, WeightEdit, edited_weights, explicit_rows, in_chunks
 from .extras import Extras
 from .groups import scale_groups
+from .kernels import own_eager, sdpa
 from .shards import Shard
 
 IMPLEMENTATION = "sightline"  # the name under which transformers knows this function
@@ -148,7 +149,7 @@ def plain_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
     """The function that computes an attention module without edits: sdpa, or the eager one of its model file."""
     stage: Stage | None = module.__dict__.get(SLOT)
     eager = stage.eager if stage is not None else attention_name(getattr(module, "config", None)) == EAGER
-    return own_eager(type(module)) if eager else sdpa_attention_forward  # type: ignore[arg-type]
+    return own_eager(type(module)) if eager else sdpa  # type: ignore[arg-type]
 
 
 def edited_attention(
@@ -240,9 +241,7 @@ def _biased(
     def rows(first: int, last: int) -> Tensor:  # a bias by heads makes a mask by heads
         own = bias if given is None else bias + (given if given.shape[2] == 1 else given[:, :, first:last])
         told = {**kwargs, "scaling": scaling, "position_bias": own}
-        return sdpa_attention_forward(module, call.query[:, :, first:last], key, value, call.seen(first, last), **told)[
-            0
-        ]
+        return sdpa(module, call.query[:, :, first:last], key, value, call.seen(first, last), **told)[0]
 
     return in_chunks(call, rows)
 

@@ -157,10 +157,10 @@ def check(host: Checkable) -> Checked:
 
 def _check(host: Checkable) -> Checked:
     model, watcher = host.model, Watcher(host)
-    native = getattr(host.text_config, "_attn_implementation", None)
+    native, kernel = getattr(host.text_config, "_attn_implementation", None), "eager" if host.stage.eager else "sdpa"
     with _untouched(model):
         try:
-            with compat.sdpa_named(host.text_config):  # as it runs while attached
+            with compat.kernel_named(host.text_config, kernel):  # as it runs while attached
                 plain = _pass(host)
         except Exception as error:
             raise UnsupportedModelError(
@@ -172,8 +172,7 @@ def _check(host: Checkable) -> Checked:
             with _norm_noted(host) as noted:
                 ours = _pass(host)
             _check_calls(host, watcher)
-            same_kernel = native == ("eager" if host.stage.eager else "sdpa")
-            _check_same(host, plain, ours, same_kernel)
+            _check_same(host, plain, ours, same_kernel=native == kernel)
         finally:
             host.drop(watcher)
         if watcher.odd:

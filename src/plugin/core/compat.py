@@ -6,9 +6,7 @@ that are hooked look as they do in these; `check_calls` says so at `attach`, nev
 
 from __future__ import annotations
 
-import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -104,18 +102,6 @@ def register_attention(name: str, function: Callable[..., Any], eager: bool = Fa
     AttentionMaskInterface.register(name, eager_mask if eager else sdpa_mask)
 
 
-def sdpa_computes(decoder: nn.Module) -> bool:
-    """Whether sdpa computes the attention of a text decoder; it has no learned sinks and no capped logits."""
-    return bool(getattr(decoder, "_supports_sdpa", True))
-
-
-@functools.cache
-def own_eager(kind: type[nn.Module]) -> Callable[..., tuple[Tensor, Any]]:
-    """The eager attention function of the file that an attention class, or one that it derives from, stands in."""
-    files = (sys.modules.get(one.__module__) for one in kind.__mro__)
-    return next(file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward"))  # type: ignore[union-attr]
-
-
 def attention_name(config: Any) -> str | None:
     """The attention function that a text decoder's config names."""
     return getattr(config, "_attn_implementation", None)
@@ -127,13 +113,13 @@ def set_attention_name(config: Any, name: str) -> None:
 
 
 @contextmanager
-def sdpa_named(config: Any) -> Iterator[None]:
-    """Name sdpa inside, in the place of a kernel that takes no edits (flash, flex)."""
+def kernel_named(config: Any, kernel: str) -> Iterator[None]:
+    """Name sdpa or eager inside, in the place of a kernel that takes no edits (flash, flex)."""
     before = attention_name(config)
     if before is None or not before.startswith(("flash", "flex", "kernels-community")):
         yield
         return
-    set_attention_name(config, "sdpa")
+    set_attention_name(config, kernel)
     try:
         yield
     finally:

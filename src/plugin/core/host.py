@@ -27,6 +27,7 @@ from .edits import Edits, Input, InputProbe, placed
 from .families import Family, find_family
 from .families.known import doubt
 from .graph import obstacle
+from .kernels import sdpa_computes
 from .method import NO_MARKS, NO_TEXT, Marks, ModelFacts, TextTools
 from .queue import queue_of
 from .refusals import check_carried, check_loading, refusing
@@ -69,7 +70,7 @@ class Host(Calls):
             shard=shard,
             fewer={i: Fewer(0, n, None, self.heads) for i, n in by_layer.items() if n < self.heads},
             # What sdpa cannot compute (sinks, capped logits) the model's own eager function does.
-            eager=not compat.sdpa_computes(self.decoder),
+            eager=not sdpa_computes(self.decoder, self.attentions.values(), compat.attention_name(text)),
         )
         self.checked = Checked()
         #: What the compiled pass under way was made of; why there is none, or its plan and its graph.
