@@ -94,6 +94,17 @@ def _gemma4(config: Any) -> Any:
     return without_videos(tf.Gemma4Processor)(None, seen, own, None, chat_template=own.chat_template)
 
 
+def _gemma3(config: Any) -> Any:
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    named = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    own = tokenizer("<boi>", {"<image>": config.image_token_index, "<boi>": 240, "<eoi>": 241}, **named)
+    side = config.vision_config.image_size
+    seen = Gemma3ImageProcessorPil(size={"height": side, "width": side})
+    tokens = config.mm_tokens_per_image
+    return tf.Gemma3Processor(seen, own, image_seq_length=tokens, chat_template=own.chat_template)
+
+
 def _mistral3(config: Any) -> Any:
     from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
     from transformers.models.pixtral.processing_pixtral import PixtralProcessor
@@ -140,6 +151,7 @@ def _internvl(config: Any) -> Any:
 
 PROCESSORS: dict[str, Callable[[Any], Any]] = {
     "qwen3_vl": _qwen3_vl,
+    "gemma3": _gemma3,
     "gemma4": _gemma4,
     "glm4v": _glm4v,
     "llama4": _llama4,

@@ -14,7 +14,8 @@ from ..core.layout import Layout
 from .branch import Rewrite
 
 PREPARED = ("attention_mask", "position_ids", CACHE, "cache_position", "inputs_embeds")
-PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # arguments [B, n] beside the ids and their mask
+# Arguments [B, n] beside the ids and their mask.
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 SEEN = "cross_attention_mask"  # which tokens see which tiles of which image [B, n, images, tiles]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...common.errors import LayoutError, UnsupportedModelError
 from ..branches.positions import Positions
-from ..branches.prompts import SEEN
+from ..branches.prompts import PER_TOKEN, SEEN
 from ..core import compat
 from ..core.attention import Plan, merge
 from ..core.compat import CACHE, ENCODED
@@ -26,7 +26,7 @@ from ..core.host import Host
 from ..core.layout import Step
 from .prompt import Prompt
 
-POSITIONED = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids", "cache_position")
+POSITIONED = ("input_ids", "position_ids", *PER_TOKEN, "cache_position")
 Call = Callable[..., Any]
 Pass = Callable[[Call, dict[str, Any], Step], Any]  # one pass with everything that belongs to it
 

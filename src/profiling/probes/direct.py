@@ -15,6 +15,7 @@ from ...common.chat import text_tokenizer
 from ...common.errors import UnsupportedModelError
 from ...models.prompting import common
 from ...plugin.attach import observe
+from ...plugin.branches.prompts import PER_TOKEN, SEEN
 from ...plugin.core.attention import merge
 from ...plugin.core.compat import CACHE
 from ...plugin.core.edits import Edit
@@ -23,24 +24,36 @@ from ...plugin.core.method import Method, ModelFacts
 from ..data.needles import ANSWER
 
 Edits = Mapping[int, Sequence[Edit]]  # by layer
-TOKEN_KINDS = "mm_token_type_ids"  # which tokens [B, n] are text, of a picture, of a video
 
 
 def pictures_of(inputs: Mapping[str, Any], vision: Sequence[str]) -> dict[str, Tensor]:
-    """What of a processor's output for one prompt carries its pictures, or tells which tokens are theirs (Qwen's positions)."""
-    return {name: inputs[name] for name in (*vision, TOKEN_KINDS) if isinstance(inputs.get(name), Tensor)}
+    """What of a processor's output for one prompt carries its pictures, and what tells of each token whether it is theirs."""
+    return {name: inputs[name] for name in (*vision, *PER_TOKEN, SEEN) if isinstance(inputs.get(name), Tensor)}
 
 
-def row_by_row(pictures: Sequence[Mapping[str, Tensor]], width: int) -> dict[str, Tensor]:
-    """The pictures of several rows of `width` tokens, what lies behind a prompt being text."""
-    rows = [
-        {
-            name: nn.functional.pad(one, (0, width - one.shape[1])) if name == TOKEN_KINDS else one
-            for name, one in row.items()
-        }
-        for row in pictures
-    ]
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+def row_by_row(pictures: Sequence[Mapping[str, Tensor]], width: int) -> dict[str, Any]:
+    """The pictures of several rows of `width` tokens, those behind a prompt being of an answer.
+
+    What differs in size (tiles, questions of a Q-Former) is filled up with zeros, as processors do.
+    """
+    rows = [{name: _grown(name, one, width) for name, one in row.items()} for row in pictures]
+    return {name: _together([row[name] for row in rows]) for name in rows[0]}
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    most = [max(sizes) for sizes in zip(*(one.shape[1:] for one in tensors), strict=True)]
+    lacks = [[want - has for has, want in zip(one.shape[1:], most, strict=True)] for one in tensors]
+    fill = [[more for lack in reversed(one) for more in (0, lack)] for one in lacks]
+    return torch.cat([nn.functional.pad(one, more) for one, more in zip(tensors, fill, strict=True)])
+
+
+def _grown(name: str, one: Tensor, width: int) -> Tensor:
+    """What is told of each token of a prompt with pictures, told of an answer's, too; other things as they are."""
+    if name == SEEN:  # they see what the last one does
+        return torch.cat([one, one[:, -1:].expand(-1, width - one.shape[1], -1, -1)], dim=1)
+    if name in PER_TOKEN:  # text is 0 where pictures are marked; PaliGemma marks none, and what follows its prefix is 1
+        return nn.functional.pad(one, (0, width - one.shape[1]), value=int(not one.any()))
+    return one
 
 
 class Direct:
@@ -79,8 +92,10 @@ class Direct:
         """
         start = 0 if cache is None else int(cache.get_seq_length())
         place = {"input_ids": ids.to(self.model.device), CACHE: cache, "use_cache": cache is not None}
+        family = self._host.family  # a model that hands its prompt on puts the pictures into it first
+        reads = self.model if inputs.keys() & {*family.vision_inputs} else family.generator(self.model)
         with self._host.staged(merge([edits]), start, 0):
-            return self._host.family.generator(self.model)(**place, **inputs).logits
+            return reads(**place, **inputs).logits
 
     @contextmanager
     def without_layers(self, stop: int) -> Iterator[None]:

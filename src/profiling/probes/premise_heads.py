@@ -228,7 +228,7 @@ def _log_probabilities(
     """
     size = len(pair.true)
     ids = torch.tensor([[*prompt, *pair.true[:-1]] for prompt in prompts])
-    more: dict[str, Any] = row_by_row([pair.pictures] * len(prompts), ids.shape[1])
+    more = row_by_row([pair.pictures] * len(prompts), ids.shape[1])
     if cache is not None:
         start = int(cache.get_seq_length())
         more["position_ids"] = torch.arange(start, ids.shape[1], device=direct.model.device).expand(len(ids), -1)

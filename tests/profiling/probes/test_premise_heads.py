@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from sightline.common.errors import CalibrationError
+from sightline.plugin.core.families import find_family
 from sightline.profiling.data.premises import premises
 from sightline.profiling.job import Job
 from sightline.profiling.probes import premise_heads as module
-from sightline.profiling.probes.direct import Direct
+from sightline.profiling.probes.direct import Direct, pictures_of
 from sightline.profiling.probes.premise_heads import Pair, counted, influences, masked, ranked, spelling, text_pairs
 
 from tests.helpers import tiny
@@ -111,12 +112,13 @@ def test_path_patching_equals_one_head_at_a_time(family: str, size: int, monkeyp
 
 
 @torch.no_grad()
-def test_a_prompt_with_pictures_is_patched_alike() -> None:
-    case = tiny.fresh("llava_gqa")
+@pytest.mark.parametrize("family", ["llava_gqa", "gemma3", "instructblip"])
+def test_a_prompt_with_pictures_is_patched_alike(family: str) -> None:
+    case = tiny.fresh(family)
     inputs = case.inputs(1, lengths=(9,))
     ids = inputs["input_ids"][0].tolist()
     rows = [len(ids) - 4, len(ids) - 3]
-    pictures = {"pixel_values": inputs["pixel_values"]}
+    pictures = pictures_of(inputs, find_family(case.model).vision_inputs)
     for offset in range(60):
         hidden = [token if n not in rows else 120 + offset + n % 2 for n, token in enumerate(ids)]
         said = [int(case.model(input_ids=torch.tensor([p]), **pictures).logits[0, -1].argmax()) for p in (ids, hidden)]
