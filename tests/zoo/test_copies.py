@@ -28,3 +28,17 @@ def test_a_copy_without_the_picture_is_told_of_its_own_tokens(name: str) -> None
     weak = subject.model(input_ids=text, attention_mask=torch.ones_like(text)).logits[:, -1:].log_softmax(-1)
     wrong = differ(ours.log_softmax(-1), (GAMMA * (base - weak) + weak).log_softmax(-1))
     assert wrong is None, wrong
+
+
+def test_what_a_model_calls_impossible_stays_so() -> None:
+    """Chameleon gives its picture codes the least number there is, of which no multiple can be taken."""
+    subject = Subject("image", "chameleon")
+    subject.take_host()
+    inputs = pictures.prompt(subject.model, "chameleon")
+    never = subject.answer(inputs, subject.model)[:, 0] < -1e30
+    with sightline.attach(subject.model, {"decoder": {"decore": {"head_list": [[subject.layers[-1], 1]]}}}):
+        scores = subject.model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+        ).scores[0]
+    assert never.any()
+    assert torch.equal(scores == -torch.inf, never)

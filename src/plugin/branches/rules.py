@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 NEVER = -torch.inf  # the score of a token that is not plausible
+LEAST = -1e30  # below it a model calls a token impossible: by the least number of its type, twice which is no number
 
 
 def contrast(base: Tensor, weak: Tensor, alpha: float | Tensor) -> Tensor:
@@ -19,13 +20,13 @@ def contrast(base: Tensor, weak: Tensor, alpha: float | Tensor) -> Tensor:
 
     A token that the model never says (Chameleon's picture codes) stays so.
     """
-    return ((1 + alpha) * base - alpha * weak).masked_fill(base == NEVER, NEVER)
+    return ((1 + alpha) * base - alpha * weak).masked_fill(base < LEAST, NEVER)
 
 
 def guidance(base: Tensor, weak: Tensor, gamma: float) -> Tensor:
     """gamma (log p - log p') + log p', the classifier-free form (PAI); equal to `contrast` with a = gamma - 1."""
     first, second = base.log_softmax(-1), weak.log_softmax(-1)
-    return (gamma * (first - second) + second).masked_fill(first == NEVER, NEVER)
+    return (gamma * (first - second) + second).masked_fill(first < LEAST, NEVER)
 
 
 def plausible(scores: Tensor, base: Tensor, beta: float) -> Tensor:
