@@ -14,6 +14,7 @@ from .job import Job
 from .probes import presence, retrieval
 from .probes.box_heads import measure_concept_heads, measure_ocr_heads
 from .probes.conflict import conflict_heads
+from .probes.gate_thresholds import measure_gate_thresholds
 from .probes.gaze import measure_gaze
 from .probes.head_gates import head_gates
 from .probes.image_heads import measure_image_heads
@@ -69,6 +70,7 @@ PROFILES = {
     "gaze": Profile("gaze", measure_gaze),
     "visual-heads": Profile("visual_heads", measure_visual_heads),
     "replies": Profile("replies", measure_replies, pictures=False),
+    "gate-thresholds": Profile("gate_thresholds", measure_gate_thresholds),
     "image-heads": Profile("image_heads", measure_image_heads),
     "concept-heads": Profile("concept_heads", measure_concept_heads),
     "ocr-heads": Profile("ocr_heads", measure_ocr_heads),

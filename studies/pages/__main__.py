@@ -43,6 +43,7 @@ def made() -> Iterator[tuple[Path, str]]:
         yield _filled(f"eval/results/{name}.md", tables=measured.tables(ROOT / f"eval/results/{name}.json"))
     yield _filled("eval/results/study.md", tables=measured.study(ROOT / "eval/results/study"))
     yield _filled("eval/results/speed.md", tables=measured.speed(ROOT / "eval/results"))
+    yield _filled("docs/guides/gate.md", thresholds=measured.thresholds())
     yield ROOT / "eval/composition.md", registry.composition_page()
     yield ROOT / "docs/models.md", registry.models_page()
     yield ROOT / "docs/reference/api.md", reference.api()

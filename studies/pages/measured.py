@@ -13,6 +13,7 @@ from sightline.benchmarks.public.object_questions import PopeBenchmark
 from sightline.benchmarks.runner import suite
 from sightline.benchmarks.runner.tables import code, differences, legend, made_with, pipes, scores
 from sightline.benchmarks.speed.bench import PHASES
+from sightline.plugin.calibration.files import shipped
 
 PAGES = ("demo", "methods", "head-gain", "embedded-smol")
 """Pages whose file `sightline demo` wrote."""
@@ -81,6 +82,22 @@ def _timed(row: Mapping[str, Any]) -> str:
     """Two cells: the median time, and the ratio to plain with its bounds."""
     ratio = row["ratio"]
     return f"{row['ms']:.2f} | **{ratio['median']:.2f}** ({ratio['min']:.2f} – {ratio['max']:.2f})"
+
+
+def thresholds() -> str:
+    """Markdown of the gates' thresholds in the shipped calibration files."""
+    lines = [
+        "| model | signal | by | opens | AUROC | of hallucinated words | of true words |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, calibration in shipped().items():
+        known = calibration.gate_thresholds
+        for by in ("now", "previous") if known is not None else ():
+            for signal, one in getattr(known, by):
+                share = f"{100 * one.of_hallucinated:.0f} % | {100 * one.of_true:.0f} %"
+                cells = f"`{signal}` | `{by}` | {one.side} {one.value:g} | {one.auroc:.2f} | {share}"
+                lines.append(f"| {model.rpartition('/')[2]} | {cells} |")
+    return "\n".join(lines)
 
 
 def _shown(result: Mapping[str, Any], benchmark: type[Benchmark]) -> list[str]:

@@ -148,6 +148,7 @@ FOUND = [
     "gaze",
     "visual-heads",
     "replies",
+    "gate-thresholds",
     "image-heads",
     "concept-heads",
     "inducing-heads",

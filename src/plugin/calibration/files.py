@@ -28,6 +28,7 @@ from .sections import (
     ConflictHeads,
     FirstToken,
     FocusHeads,
+    GateThresholds,
     Gaze,
     Grounding,
     HeadGates,
@@ -75,6 +76,7 @@ class Calibration(Section):
     head_gates: HeadGates | None = None
     word_heads: WordHeads | None = None
     grounding: Grounding | None = None
+    gate_thresholds: GateThresholds | None = None
 
     def facts(self) -> dict[str, SourcedSection]:
         """The sections that are there, by name."""

@@ -20,6 +20,7 @@ MEASURED = frozenset(
         "gaze",
         "visual_heads",
         "replies",
+        "gate_thresholds",
         "image_heads",
         "concept_heads",
         "ocr_heads",
@@ -254,6 +255,35 @@ class Grounding(SourcedSection):
         min_length=1, description="a word's score: the sum of these times the columns of the trace at its first token"
     )
     threshold: float = Field(description="a word with a lower score is weakly grounded")
+
+
+class Threshold(Section):
+    """Where one signal parts hallucinated from true object words (Youden: the shares beyond it differ most)."""
+
+    value: float
+    side: Literal["above", "below"] = Field(description="where the hallucinated words are")
+    auroc: float = Field(
+        ge=0.5, le=1, description="how often a hallucinated word lies further on that side than a true one"
+    )
+    of_hallucinated: float = Field(ge=0, le=1, description="share of these words beyond the threshold")
+    of_true: float = Field(ge=0, le=1, description="the same of true words")
+
+
+class Thresholds(Section):
+    """By signal of a gate; what each is: `core/when.py`."""
+
+    entropy: Threshold
+    probability: Threshold
+    image_attention: Threshold
+
+
+class GateThresholds(SourcedSection):
+    """Where a gate opens whose setting has no threshold: at signals of a word's first token, or of the one before it."""
+
+    now: Thresholds
+    previous: Thresholds
+    words: int = Field(gt=0, description="object words behind them")
+    wrong: int = Field(gt=0, description="how many of these were hallucinated")
 
 
 class ConflictHeads(SourcedSection):

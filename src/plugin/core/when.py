@@ -19,8 +19,10 @@ LOOKING = ("image_attention", "grounding")  # measured from attention weights
 class When(BaseModel):
     """Open where `signal` is above, or below, a threshold; there the method has its strength, elsewhere none.
 
+    Without one it opens where the calibration says that hallucinated words part from true ones.
+
     entropy, probability: of the next token's distribution, in nats, and of its likeliest token. image_attention: mean
-    attention of all heads on the image. grounding: the calibrated score of that section, whose threshold is the default.
+    attention of all heads on the image. grounding: the calibrated score of that section.
     divergence: Jensen-Shannon, between the plain model's distributions with the image and without. interaction: variance
     over the `candidates` likeliest tokens of l(all) - l(no question) - l(no image) + l(neither) (CG-VLM).
     """
@@ -28,7 +30,7 @@ class When(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     signal: Signal
-    above: float | None = None
+    above: float | None = Field(default=None, description="threshold; null, and no `below`: the calibrated one")
     below: float | None = None
     scale: float | None = Field(
         default=None,
@@ -49,9 +51,11 @@ class When(BaseModel):
 
     @model_validator(mode="after")
     def _meaningful(self) -> When:
-        given = (self.above is not None) + (self.below is not None)
-        if given != 1 and not (given == 0 and self.signal == "grounding"):
+        if self.above is not None and self.below is not None:
             raise ValueError("a gate opens 'above' a threshold or 'below' it: give one of the two")
+        if self.calibrated and (self.signal in AHEAD or self.by == "layer"):
+            what = self.signal if self.signal in AHEAD else "by: layer"
+            raise ValueError(f"no calibration has a threshold for {what}: give 'above' or 'below'")
         if self.signal in AHEAD and self.by not in (None, "now"):
             raise ValueError(
                 f"{self.signal} is measured ahead of each token, so 'by: {self.by}' means nothing: leave it out"
@@ -61,16 +65,20 @@ class When(BaseModel):
         return self
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the calibration says where it opens."""
+        return self.above is None and self.below is None
+
+    @property
     def now(self) -> bool:
         """Whether the token under way decides."""
         return self.by == "now" or self.signal in AHEAD
 
-    def strength(self, values: Tensor, threshold: float | None = None) -> Tensor:
-        """Share of the full strength, 0 to 1, at these values of the signal. threshold: the default one, below."""
+    def strength(self, values: Tensor) -> Tensor:
+        """Share of the full strength, 0 to 1, at these values of the signal."""
         if self.above is not None:
             beyond = values - self.above
         else:
-            limit = self.below if self.below is not None else threshold
-            assert limit is not None
-            beyond = limit - values
+            assert self.below is not None
+            beyond = self.below - values
         return (beyond > 0).float() if self.scale is None else (beyond / self.scale).clamp(0, 1).nan_to_num().float()

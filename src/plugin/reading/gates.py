@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..branches import rules
-from ..calibration.sections import Grounding
+from ..calibration.sections import GateThresholds, Grounding, Threshold
 from ..core.edits import Edit, Rows, WeightProbe
 from ..core.layout import Layout, Step
 from ..core.method import ModelFacts
@@ -18,6 +18,22 @@ from ..core.when import LOOKING, When
 from .scout import Scout
 
 MASSES = ("image", "query", "prompt", "output")  # columns of the trace that are attention masses
+
+
+def settled(when: When, facts: ModelFacts) -> When:
+    """The gate with a threshold: the calibration's where its setting has none.
+
+    Raises:
+        CalibrationError: the calibration lacks it; how it is measured.
+    """
+    if when.signal == "grounding":
+        known = facts.need("grounding", "grounding", "gate")
+        return when.model_copy(update={"below": known.threshold}) if when.calibrated else when
+    if not when.calibrated:
+        return when
+    measured: GateThresholds = facts.need("gate_thresholds", when.signal, "gate")
+    found: Threshold = getattr(measured.now if when.now else measured.previous, when.signal)
+    return when.model_copy(update={found.side: found.value})
 
 
 class Gate:
@@ -29,7 +45,8 @@ class Gate:
     """
 
     def __init__(self, when: When, layout: Layout, facts: ModelFacts, scout: Scout | None, methods: bool):
-        self.when, self.layout, self.scout, self.methods = when, layout, scout, methods
+        self.when = when = settled(when, facts)
+        self.layout, self.scout, self.methods = layout, scout, methods
         self.grounding: Grounding | None = (
             facts.need("grounding", "grounding", "gate") if when.signal == "grounding" else None
         )
@@ -95,7 +112,7 @@ class Gate:
         return values.to(logits.device).view(-1, *[1] * (logits.ndim - 2)).expand(logits.shape[:-1])
 
     def opened_at(self, values: Tensor) -> Tensor:
-        return self.when.strength(values, None if self.grounding is None else self.grounding.threshold)
+        return self.when.strength(values)
 
     def at_layer(self, hidden: Tensor) -> Tensor:
         """Its strength [B] in a layer, by what the state [B, q, hidden] that enters it would say of the last row."""

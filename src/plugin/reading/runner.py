@@ -23,7 +23,7 @@ from ..tracing.record import Record
 from ..tracing.trace import Tracer
 from .conversation import Conversation, check_turn
 from .effects import Effects
-from .gates import Gates
+from .gates import Gates, settled
 from .looking import Looking
 from .prompt import Prompt
 from .scout import Redraw, Scout, drawing
@@ -54,9 +54,9 @@ class Runner:
         whens = [getattr(getattr(one, "settings", None), "when", None) for one in (*methods.values(), decoder)]
         self._whens: list[When | None] = whens  # the decoder's last
         self._gated = [when for when in dict.fromkeys(whens) if when is not None]
-        for one in (*methods.values(), decoder):
-            if any(when.signal == "grounding" for when in self._gated) and one is not None:
-                one.facts.need("grounding", "grounding", "gate")
+        for one, when in zip((*methods.values(), decoder), whens, strict=True):
+            if one is not None and when is not None:
+                settled(when, one.facts)
         if decoder is not None and whens[-1] is not None and whens[-1].by == "layer":
             raise ConfigError(
                 f"the gate of '{decoder.name}' decides 'by: layer', and a decoder acts behind all layers: use 'by: now', which"

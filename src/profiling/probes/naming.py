@@ -39,7 +39,7 @@ def named_objects(text: str, spans: Sequence[tuple[int, int]], labels: set[str],
     found: dict[str, Naming] = {}
     for mention in words.mentions(text):
         if mention.name in labels and mention.name not in found:
-            found[mention.name] = Naming(mention.name, _tokens(spans, mention.start, mention.end))
+            found[mention.name] = Naming(mention.name, tokens_of(spans, mention.start, mention.end))
     return list(found.values())
 
 
@@ -50,7 +50,7 @@ def named_words(text: str, spans: Sequence[tuple[int, int]], labels: set[str]) -
         matcher = difflib.SequenceMatcher(None, label.lower(), text.lower(), autojunk=False)
         match = matcher.find_longest_match()
         if match.size >= LEGIBLE * len(label):
-            found.append(Naming(label, _tokens(spans, match.b, match.b + match.size), match.size / len(label)))
+            found.append(Naming(label, tokens_of(spans, match.b, match.b + match.size), match.size / len(label)))
     return found
 
 
@@ -61,7 +61,7 @@ def spelled(processor: Any, tokens: Sequence[int]) -> tuple[str, list[tuple[int,
     return tokenizer.decode(tokens, skip_special_tokens=True), list(zip([0, *ends], ends, strict=False))
 
 
-def _tokens(spans: Sequence[tuple[int, int]], start: int, stop: int) -> range:
+def tokens_of(spans: Sequence[tuple[int, int]], start: int, stop: int) -> range:
     """The tokens that hold any of the characters."""
     inside = [index for index, (first, last) in enumerate(spans) if first < stop and last > start]
     return range(inside[0], inside[-1] + 1) if inside else range(0)

@@ -23,11 +23,32 @@ FAMILY = "llava_gqa"
 FAMILIES = ["llava_gqa", "qwen2_vl", "gemma3", "instructblip"]
 CASES = [(family, name) for family in FAMILIES for name in METHODS if fits(name, family)]
 GROUNDING = {"heads": [[1, 2], [3, 0]], "weights": {"entropy": -1.0, "image": 4.0, "query": 2.0}, "threshold": -2.0}
+CUT = {"auroc": 0.7, "of_hallucinated": 0.6, "of_true": 0.2}
+THRESHOLDS = {
+    "words": 30,
+    "wrong": 10,
+    "now": {
+        "entropy": {"value": 4.6, "side": "above", **CUT},
+        "probability": {"value": 0.08, "side": "below", **CUT},
+        "image_attention": {"value": 0.42, "side": "above", **CUT},
+    },
+    "previous": {
+        "entropy": {"value": 4.56, "side": "above", **CUT},
+        "probability": {"value": 0.09, "side": "below", **CUT},
+        "image_attention": {"value": 0.082, "side": "below", **CUT},
+    },
+}
 WEIGHTS, HEADS = {"entropy": -1.0, "image": 4.0, "query": 2.0}, [(1, 2), (3, 0)]
 
 
 def facts(family: str, **more: Any) -> dict[str, Any]:
-    return {**calibration(shared(family)), **naive.sections(shared(family)), "grounding": GROUNDING, **more}
+    return {
+        **calibration(shared(family)),
+        **naive.sections(shared(family)),
+        "grounding": GROUNDING,
+        "gate_thresholds": THRESHOLDS,
+        **more,
+    }
 
 
 def attach(family: str, config: dict[str, Any], **options: Any) -> sightline.Plug:
@@ -162,6 +183,26 @@ def test_decoders_equal_their_reference(decoder: str, name: str) -> None:
         torch.testing.assert_close(ours.scores[i].double(), expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("decoder", [False, True])
+@pytest.mark.parametrize("by", ["previous", "now"])
+@pytest.mark.parametrize("signal", ["entropy", "probability", "image_attention"])
+def test_without_a_threshold_it_is_the_calibrated_one(signal: str, by: str, decoder: bool) -> None:
+    case, known = shared(FAMILY), THRESHOLDS[by][signal]  # type: ignore[index]
+    found = []
+    for given in ({}, {known["side"]: known["value"]}):
+        when = {"signal": signal, "by": by, **given}
+        config = {"decoder": {"m3id": {"when": when}}} if decoder else pai(**when)
+        with attach(FAMILY, config) as plug:
+            answer = generate(case.model, prompts(case, "padded"), max_new_tokens=6)
+        found.append((answer, plug.report()))
+    (ours, report), (theirs, expected) = found
+    assert ours.same_bits(theirs)
+    assert report == expected
+    if not decoder:
+        opened = report["pai"]["gate"]["opened"]
+        assert 0 < sum(opened) < 6 * len(opened)
+
+
 def test_a_gate_of_the_whole_is_one_gate() -> None:
     """Methods and decoder act at the same tokens; what has a gate of its own keeps it."""
     case = shared(FAMILY)
@@ -213,7 +254,11 @@ def test_a_trace_shows_each_token_once() -> None:
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "no threshold": ({"signal": "entropy"}, ("methods[0].pai.when", "above", "below")),
+    "no threshold by layer": (
+        {"signal": "entropy", "by": "layer"},
+        ("methods[0].pai.when", "by: layer", "above", "below"),
+    ),
+    "no threshold ahead": ({"signal": "divergence"}, ("methods[0].pai.when", "divergence", "above", "below")),
     "two": ({"signal": "entropy", "above": 1.0, "below": 2.0}, ("methods[0].pai.when", "one of the two")),
     "a signal": ({"signal": "surprise", "above": 1.0}, ("methods[0].pai.when.signal", "entropy", "surprise")),
     "a key": ({"signal": "entropy", "abov": 1.0}, ("methods[0].pai.when.abov", "did you mean 'above'")),
@@ -241,6 +286,11 @@ def test_where_it_means_nothing() -> None:
         )
     with refused(case, CalibrationError, "gate", "section 'grounding'"):
         sightline.attach(case.model, pai(signal="grounding"), calibration=calibration(case))
+    for name in ("entropy", "probability", "image_attention"):
+        with refused(
+            case, CalibrationError, f"gate '{name}'", "section 'gate_thresholds'", "--profile gate-thresholds"
+        ):
+            sightline.attach(case.model, pai(signal=name), calibration=calibration(case))
     blind = {"signal": "divergence", "above": 0.1}
     with (
         refused(text, LayoutError, "gate on divergence", "image"),
