@@ -91,6 +91,7 @@ def command(
         ),
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply; default: the benchmark's.")] = None,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens before which no reply ends.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Rows of one batch.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Chooses scenes, built questions and bootstrap draws.")] = 0,
     equal: Annotated[
@@ -124,7 +125,7 @@ def command(
 
     quiet()
     if engine == VLLM:
-        given = {"--answers": answers, "--tasks": tasks, "--threads": threads}
+        given = {"--answers": answers, "--tasks": tasks, "--threads": threads, "--min-new-tokens": min_new_tokens}
         for name in [name for name, value in given.items() if value]:
             raise typer.BadParameter(f"--engine vllm takes no {name}: leave it out")
     elif engine is not None:
@@ -137,9 +138,10 @@ def command(
         raise typer.BadParameter("give BENCH, or --engine with --tasks")
     if (model is None and model_option is None) == (not answers):
         raise typer.BadParameter("give either MODEL or --answers")
-    if engine not in (None, VLLM) and (answers or max_new_tokens is not None):
+    if engine not in (None, VLLM) and (answers or max_new_tokens is not None or min_new_tokens):
         raise typer.BadParameter(
-            "--engine asks the model itself, with the task's own lengths: leave out --answers and --max-new-tokens"
+            "--engine asks the model itself, with the task's own lengths: leave out --answers, --max-new-tokens and"
+            " --min-new-tokens"
         )
     folder = out or Path("eval-out") / (benchmark or "tasks")
     check_writable(json, out=folder / "result.json")
@@ -156,6 +158,11 @@ def command(
         tuple(answers or ()),
     )
     asked = None if benchmark is None else suite.read(benchmark, source)
+    longest = max_new_tokens or (asked.new_tokens if asked is not None else min_new_tokens)
+    if min_new_tokens > longest:
+        raise typer.BadParameter(
+            f"--min-new-tokens {min_new_tokens} is more than the longest reply, {longest}: raise --max-new-tokens"
+        )
     if answers and asked is not None:
         _told(score_answers(asked, answers, folder, seed=seed), asked, folder, json)
         return
@@ -202,7 +209,7 @@ def command(
             configs,
             folder,
             calibration=calibration,
-            settings=ReplySettings(max_new_tokens, batch, seed, equal),
+            settings=ReplySettings(max_new_tokens, batch, seed, equal, min_new_tokens),
             advance=lambda name, total: bar.update(job, advance=1, total=total, description=name),
         )
     if result is None:

@@ -18,8 +18,10 @@ LEAST_LONGER = 16
 """Tokens that a longer reply goes on by at least."""
 
 
-def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int) -> list[Reply]:
+def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int, least: int = 0) -> list[Reply]:
     """One reply for each sample, in one left-padded batch: greedy text, or the log-probability of each choice.
+
+    A reply has at most `new_tokens` tokens and does not end before `least`.
 
     The samples are of one kind: all with a picture or none, all with choices or none, all longer or none.
 
@@ -35,9 +37,10 @@ def ask(model: Any, processor: Any, samples: Sequence[Sample], new_tokens: int) 
             [tokenizer(one, add_special_tokens=False)["input_ids"] for one in sample.choices] for sample in samples
         ]
         return [[answer.logprob for answer in row] for row in score(model, inputs, answers)]
-    prompt, more = inputs["input_ids"].shape[1], {}
+    prompt = inputs["input_ids"].shape[1]
+    more: dict[str, Any] = {"min_new_tokens": least} if least else {}
     if samples[0].longer:
-        more = {"logits_processor": [_Longer(_ends(model, tokenizer), prompt)]}
+        more["logits_processor"] = [_Longer(_ends(model, tokenizer), prompt)]
         new_tokens += max(LEAST_LONGER, new_tokens // 2)
     ids = model.generate(**inputs, **more, max_new_tokens=new_tokens, do_sample=False).cpu()  # .cpu() waits for a GPU
     replies = tokenizer.batch_decode(ids[:, prompt:], skip_special_tokens=True)

@@ -53,6 +53,7 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "engine": (["eval", "pope", "embedded", "--engine", "foo"], ("--engine", "foo", "lmms-eval")),
     "engine and no model": (["eval", "--engine", "foo", "--tasks", "x"], ("--engine", "foo")),
     "neither model nor answers": (["eval", "pope"], ("MODEL", "--answers", "sightline eval --help")),
+    "shortest reply": ([*EVAL, "--min-new-tokens", "12"], ("--min-new-tokens 12", "longest reply, 10")),
     "two models": ([*EVAL, "--model", "smollm2"], ("embedded", "smollm2")),
     "data": ([*EVAL, "--data", "nodir"], ("nodir",)),
     "config": ([*EVAL, "--config", "vrh"], ("vrh", "did you mean 'vhr'")),

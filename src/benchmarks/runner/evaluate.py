@@ -37,12 +37,14 @@ class ReplySettings:
     """How replies are made: longest reply in tokens (None: the benchmark's), rows of a batch, bootstrap seed.
 
     equal: whether the plain model is also asked what comparing at equal recall, or at an equal share of yes, needs.
+    least: tokens before which no reply ends.
     """
 
     new_tokens: int | None = None
     batch: int = 8
     seed: int = 0
     equal: bool = True
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def evaluate(
     hashes = {"model": fingerprint(model), "data": benchmark.data_hash()}
     yardstick = benchmark.yardstick() if configs and settings.equal else []
     made = {"new_tokens": new_tokens, "batch": settings.batch, "dtype": str(model.dtype)}
+    made |= {"least": settings.least} if settings.least else {}
     shared = {"benchmark": benchmark.name, **hashes, **made, "samples": len(benchmark.samples)}
     with ExitStack() as stack:
         stores = {
@@ -112,7 +115,7 @@ def evaluate(
         total, worked = len(mine) * len(chosen) + len(others), False
         for samples, asking, its in ((benchmark.samples, chosen, mine), (yardstick, {PLAIN: chosen[PLAIN]}, others)):
             wanted = lambda name, number: samples[number].id not in known[name]  # noqa: E731, B023
-            for done in ask_in_turn(model, processor, samples, asking, its, new_tokens, wanted):
+            for done in ask_in_turn(model, processor, samples, asking, its, new_tokens, wanted, settings.least):
                 if done.numbers:
                     stores[done.run].append(_rows(samples, done))
                     worked = True

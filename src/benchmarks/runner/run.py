@@ -74,8 +74,11 @@ def ask_in_turn(
     cuts: Iterable[Sequence[int]],
     new_tokens: int,
     wanted: Callable[[str, int], bool] = lambda run, number: True,
+    least: int = 0,
 ) -> Iterator[Done]:
     """Ask each batch under each plan in turn; of its samples those that are `wanted` of that run.
+
+    A reply has at most `new_tokens` tokens and does not end before `least`.
 
     Raises:
         SightlineError: a picture cannot be read, or a configuration refuses a prompt.
@@ -93,7 +96,7 @@ def ask_in_turn(
                 warm = True
             with plan.attached(model, processor, blind=asked[0].image is None) as plug:
                 begun = time.perf_counter()
-                replies = ask(model, processor, asked, new_tokens)
+                replies = ask(model, processor, asked, new_tokens, least)
                 seconds = time.perf_counter() - begun
                 heads = _head_maps(plug.report() if hasattr(plug, "report") else {})
             yield Done(name, numbers, replies, seconds, heads)

@@ -221,6 +221,20 @@ def test_torchrun_is_killed_and_resumed(embedded: tuple[Any, Any], tmp_path: Pat
     )
 
 
+def test_no_reply_ends_before_its_least(embedded: tuple[Any, Any], tmp_path: Path) -> None:
+    model, processor = embedded
+    for name, least in (("plain", 0), ("long", 50)):
+        settings = ReplySettings(new_tokens=50, batch=1, equal=False, least=least)
+        evaluate(chair(2), model, processor, {}, tmp_path / name, settings=settings)
+    short, long = (replies(tmp_path / name, "plain") for name in ("plain", "long"))
+    for key, reply in long.items():
+        assert reply.startswith(short[key])
+        assert len(processor.tokenizer(short[key], add_special_tokens=False)["input_ids"]) < 40
+        assert len(processor.tokenizer(reply, add_special_tokens=False)["input_ids"]) == 50
+    with pytest.raises(SightlineError, match="least"):  # another evaluation
+        evaluate(chair(2), model, processor, {}, tmp_path / "plain", settings=settings)
+
+
 def identity(**change: Any) -> dict[str, Any]:
     return {"benchmark": "x", "config": {"methods": [{"vhr": {}}]}, "data": "abc"} | change
 
