@@ -15,6 +15,7 @@ from sightline.plugin.config import methods
 from . import choice, measured, plots, reference, registry
 
 ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "eval/results/study"
 
 
 def between(text: str, name: str, new: str) -> str:
@@ -41,8 +42,9 @@ def made() -> Iterator[tuple[Path, str]]:
         yield _filled(f"docs/methods/{name}.md", facts=registry.facts(method))
     for name in measured.PAGES:
         yield _filled(f"eval/results/{name}.md", tables=measured.tables(ROOT / f"eval/results/{name}.json"))
-    yield _filled("eval/results/study.md", tables=measured.study(ROOT / "eval/results/study"))
     yield _filled("eval/results/speed.md", tables=measured.speed(ROOT / "eval/results"))
+    yield _filled("eval/results/study.md", summary=measured.summary(STUDY), tables=measured.study(STUDY))
+    yield _filled("eval/results/smol-heads.md", tables=measured.heads(ROOT / "eval/results/smol-heads.json"))
     yield _filled("docs/guides/gate.md", thresholds=measured.thresholds())
     yield ROOT / "eval/composition.md", registry.composition_page()
     yield ROOT / "docs/models.md", registry.models_page()

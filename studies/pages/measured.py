@@ -15,11 +15,18 @@ from sightline.benchmarks.runner.tables import code, differences, legend, made_w
 from sightline.benchmarks.speed.bench import PHASES
 from sightline.plugin.calibration.files import shipped
 
+from .choice import points
+
 PAGES = ("demo", "methods", "head-gain", "embedded-smol")
 """Pages whose file `sightline demo` wrote."""
 
-STUDY = ("embedded-smol-chair-0", "embedded-smol-chair-1", "embedded-chair-0", "embedded-chair-1")
-"""What `sightline eval` wrote for `study.md`: model, benchmark, seed of the scenes."""
+STUDY = {
+    "embedded-smol-chair-0": "`embedded-smol`, seed 0",
+    "embedded-smol-chair-1": "seed 1",
+    "embedded-chair-0": "`embedded`, seed 0",
+    "embedded-chair-1": "seed 1",
+}
+"""What `sightline eval` wrote for `study.md`: model, benchmark, seed of the scenes; the heads of the columns of its summary."""
 
 
 SPEED = (
@@ -84,6 +91,46 @@ def _timed(row: Mapping[str, Any]) -> str:
     return f"{row['ms']:.2f} | **{ratio['median']:.2f}** ({ratio['min']:.2f} – {ratio['max']:.2f})"
 
 
+def heads(file: Path) -> str:
+    """Markdown of `studies.smol_heads`: how alike the head maps are, their best heads, sinks by layer."""
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    passed, runs = result["passed"]
+    sink, libraries = result["sink"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"{code(result['command'])} ({libraries})",
+        "",
+        f"{passed} of {runs} needle runs passed; {result['scenes']} calibration scenes.",
+        "",
+        "| maps | rank correlation | common in the best 20 |",
+        "|---|---|---|",
+        *(
+            f"| {'; '.join(row['maps'])} | {row['spearman']:.3f} | {len(row['common'])}: {_heads(row['common'])} |"
+            for row in result["agreement"]
+        ),
+        "",
+        "| map | best heads (layer-head) |",
+        "|---|---|",
+        *(f"| {name} | {_heads(heads)} |" for name, heads in result["best"].items()),
+        "",
+        "## Sinks by layer",
+        "",
+        f"Dimensions {', '.join(map(str, sink['dims']))}; a token is a sink above tau, {sink['tau']}. phi of the state that"
+        " enters a layer, means over prompts.",
+        "",
+        "| layer | phi, first token | image tokens, median | image tokens, largest | sinks among them |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {layer} | {row['first']:.1f} | {row['image_median']:.2f} | {row['image_most']:.1f} | {row['image_sinks']:.2f} |"
+            for layer, row in enumerate(result["layers"])
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _heads(pairs: Sequence[Sequence[int]]) -> str:
+    return ", ".join(f"{layer}-{head}" for layer, head in pairs) or "none"
+
+
 def thresholds() -> str:
     """Markdown of the gates' thresholds in the shipped calibration files."""
     lines = [
@@ -97,6 +144,21 @@ def thresholds() -> str:
                 share = f"{100 * one.of_hallucinated:.0f} % | {100 * one.of_true:.0f} %"
                 cells = f"`{signal}` | `{by}` | {one.side} {one.value:g} | {one.auroc:.2f} | {share}"
                 lines.append(f"| {model.rpartition('/')[2]} | {cells} |")
+    return "\n".join(lines)
+
+
+def summary(folder: Path) -> str:
+    """Markdown of what the study's captions say: CHAIR_I at equal recall against plain, by run and set of scenes."""
+    files = [folder / f"{name}.json" for name, head in STUDY.items() if head]
+    shown = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    lines = [f"| CHAIR_I at equal recall, points (95 %) | {' | '.join(filter(None, STUDY.values()))} |"]
+    lines.append("|---" * (len(shown) + 1) + "|")
+    for number, run in enumerate(shown[0]["runs"]):
+        changes = [one["runs"][number]["differences"]["chair"].get("equal") for one in shown]
+        cells = [
+            "" if one is None else f"**{points(one)}**" if one["interval"][1] < 0 else points(one) for one in changes
+        ]
+        lines += [f"| {run['name']} | {' | '.join(cells)} |"] if number else []
     return "\n".join(lines)
 
 

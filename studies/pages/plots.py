@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sightline.benchmarks.report.charts import Chart, forest, heat
+from sightline.benchmarks.report.charts import Chart, Shape, forest, heat
 
 Change = Mapping[str, Any]
 STYLE = (
@@ -90,6 +90,20 @@ def _heads(result: Mapping[str, Any]) -> Chart:
     return heat("Retrieval scores of SmolLM2's heads: layers downwards", result["scores"])
 
 
+def _maps(result: Mapping[str, Any]) -> Chart:
+    """Head maps side by side, each on its own scale."""
+    charts, left, top = [heat(name, grid) for name, grid in result["maps"].items()], 0, 20
+    whole = Chart("Heads of embedded-smol: layers downwards, each map on its own scale", 0, top + charts[0].height)
+    for one in charts:
+        whole.write("name", left + 34, 12, one.title)
+        for shape in one.shapes:
+            moved = {"x": shape.attributes["x"] + left, "y": shape.attributes["y"] + top}
+            whole.shapes.append(Shape(shape.tag, shape.attributes | moved, shape.text))
+        left += one.width
+    whole.width = left
+    return whole
+
+
 def _grounding(result: Mapping[str, Any]) -> Chart:
     """AUROC less one half, so that no signal lies at zero."""
     rows = [
@@ -132,6 +146,7 @@ PLOTS: dict[str, Any] = {
     "attention": _language("instructions", "followed", "An instruction on the form is followed"),
     "premise": _language("premises", "true", "True answers to questions with false premises"),
     "retrieval-heads": _heads,
+    "smol-heads": _maps,
     "grounding": _grounding,
     "bench-embedded": _speed,
     "bench-llava-shape": _speed,
