@@ -152,9 +152,11 @@ def test_a_copied_model_has_graphs_of_its_own(case: tiny.TinyCase) -> None:
     with _attach(case, {"decoder": setup.config}, **setup.options):
         _answers(case, "one", compile_config=_config())
     mine = case.model.__dict__[GRAPHS]
-    assert mine.functions and mine.forwards
+    assert mine.functions
+    assert mine.forwards
     theirs = copy.deepcopy(case.model).__dict__[GRAPHS]
-    assert not theirs.functions and not theirs.forwards
+    assert not theirs.functions
+    assert not theirs.forwards
 
 
 @pytest.mark.parametrize("name", _some(("decore", "hicd", "cad", "icd"), "icd"))
