@@ -138,9 +138,13 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The result as a page: what was measured, the tables, the configurations, the command."""
-    lines = ["# A language model on conflicts, copies and choices", ""]
-    lines += [f"{result['model']}, split `{result['split']}`, greedy, batches of {result['batch']}. {NOTE}"]
+    """The result as a page."""
+    return f"# A language model on {', '.join(result['runs'][0]['scores'])}\n\n{body(result)}\n"
+
+
+def body(result: Mapping[str, Any]) -> str:
+    """What a page says below its title: what was measured, the tables, the configurations, the command."""
+    lines = [f"{result['model']}, split `{result['split']}`, greedy, batches of {result['batch']}. {NOTE}"]
     for title, columns, rows, meaning in _sections(result):
         lines += ["", f"## {title}", "", meaning, "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -149,12 +153,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     hashes = ", ".join(f"{name} {value[:12]}" for name, value in result["hashes"].items())
     lines += ["", f"Made by `{result['command']}` with {versions}. SHA-256: {hashes}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]], str]]:
     runs = result["runs"]
-    if all(part.questions in runs[0]["scores"] for part in PARTS):
+    if faith(runs[0]) is not None:
         yield _summary(runs)
     for part in PARTS:
         if part.questions not in runs[0]["scores"]:  # `--sets` left it out
@@ -168,7 +172,8 @@ def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[
 
 def _summary(runs: list[Entry]) -> tuple[str, list[str], list[list[str]], str]:
     """The first score of each set, and the mean of those that ask for faith in a context."""
-    parts = [part for part in PARTS if part.group == "all"]
+    asked = runs[0]["scores"]
+    parts = [part for part in PARTS if part.group == "all" and part.questions in asked]
     columns = ["run", *(part.questions for part in parts), "mean of the first three", "time"]
     rows = []
     for entry in runs:

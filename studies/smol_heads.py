@@ -15,12 +15,13 @@ import argparse
 import datetime
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from sightline.benchmarks.runner.tables import code
 from sightline.common.files import check_writable, versions, write_json, write_text
 from sightline.common.progress import progress_bar
 from sightline.common.readers import Notes
@@ -48,6 +49,45 @@ LOOKS, IMAGE, FIRST = "looks at what it names", "on the image", "on the first to
 PAIRS = ((RETRIEVAL, LEARNED), (LEARNED, LOOKS), (IMAGE, LOOKS), (IMAGE, FIRST))
 TOP = 20  # heads
 BATCH = 8
+
+
+def body(result: Mapping[str, Any]) -> str:
+    """Markdown of `studies.smol_heads`: how alike the head maps are, their best heads, sinks by layer."""
+    passed, runs = result["passed"]
+    sink, libraries = result["sink"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"{code(result['command'])} ({libraries})",
+        "",
+        f"{passed} of {runs} needle runs passed; {result['scenes']} calibration scenes.",
+        "",
+        "| maps | rank correlation | common in the best 20 |",
+        "|---|---|---|",
+        *(
+            f"| {'; '.join(row['maps'])} | {row['spearman']:.3f} | {len(row['common'])}: {_listed(row['common'])} |"
+            for row in result["agreement"]
+        ),
+        "",
+        "| map | best heads (layer-head) |",
+        "|---|---|",
+        *(f"| {name} | {_listed(heads)} |" for name, heads in result["best"].items()),
+        "",
+        "## Sinks by layer",
+        "",
+        f"Dimensions {', '.join(map(str, sink['dims']))}; a token is a sink above tau, {sink['tau']}. phi of the state that"
+        " enters a layer, means over prompts.",
+        "",
+        "| layer | phi, first token | image tokens, median | image tokens, largest | sinks among them |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {layer} | {row['first']:.1f} | {row['image_median']:.2f} | {row['image_most']:.1f} | {row['image_sinks']:.2f} |"
+            for layer, row in enumerate(result["layers"])
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _listed(pairs: Sequence[Sequence[int]]) -> str:
+    return ", ".join(f"{layer}-{head}" for layer, head in pairs) or "none"
 
 
 def main(argv: list[str] | None = None) -> int:

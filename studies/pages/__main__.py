@@ -12,10 +12,9 @@ from pathlib import Path
 
 from sightline.plugin.config import methods
 
-from . import choice, measured, plots, reference, registry
+from . import choice, measured, plots, reference, registry, speed, study
 
 ROOT = Path(__file__).parents[2]
-STUDY = ROOT / "eval/results/study"
 
 
 def between(text: str, name: str, new: str) -> str:
@@ -40,17 +39,20 @@ def made() -> Iterator[tuple[Path, str]]:
     yield _filled("docs/methods/README.md", methods=registry.method_table())
     for name, method in methods().items():
         yield _filled(f"docs/methods/{name}.md", facts=registry.facts(method))
-    for name in measured.PAGES:
-        yield _filled(f"eval/results/{name}.md", tables=measured.tables(ROOT / f"eval/results/{name}.json"))
-    yield _filled("eval/results/speed.md", tables=measured.speed(ROOT / "eval/results"))
-    yield _filled("eval/results/study.md", summary=measured.summary(STUDY), tables=measured.study(STUDY))
-    yield _filled("eval/results/smol-heads.md", tables=measured.heads(ROOT / "eval/results/smol-heads.json"))
-    yield _filled("docs/guides/gate.md", thresholds=measured.thresholds())
+    results = ROOT / "eval/results"
+    for name, tables in measured.tables(results):
+        yield _filled(f"eval/results/{name}.md", tables=tables)
+    for name, page in measured.pages(results):
+        yield results / f"{name}.md", page
+    yield _filled("eval/results/speed.md", tables=speed.tables(results))
+    runs = results / "study"
+    yield _filled("eval/results/study.md", summary=study.summary(runs), tables=study.tables(runs))
+    yield _filled("docs/guides/gate.md", thresholds=registry.thresholds())
     yield ROOT / "eval/composition.md", registry.composition_page()
     yield ROOT / "docs/models.md", registry.models_page()
     yield ROOT / "docs/reference/api.md", reference.api()
     yield ROOT / "docs/reference/cli.md", reference.cli()
-    for name, drawing in plots.plots(ROOT / "eval/results"):
+    for name, drawing in plots.plots(results):
         yield ROOT / "docs/assets" / f"{name}.svg", drawing
 
 

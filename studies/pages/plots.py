@@ -64,8 +64,10 @@ def _captions(result: Mapping[str, Any]) -> Chart:
 
 
 def _tuned(result: Mapping[str, Any]) -> Chart:
-    runs = {one["name"]: one["differences"]["chair_i"] for one in result["report"]["runs"] if one["name"] != "plain"}
-    return _differences("CHAIR_I against plain on test scenes, points: left is better", runs, lower=True)
+    key = result["objective"]
+    runs = {one["name"]: one["differences"][key] for one in result["report"]["runs"] if one["name"] != "plain"}
+    title = "CHAIR_I against plain" + (" at equal recall" if key == "equal" else "")
+    return _differences(f"{title} on test scenes, points: left is better", runs, lower=True)
 
 
 def _carved(result: Mapping[str, Any]) -> Chart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from sightline.plugin.branches.decoder import DECODERS
+from sightline.plugin.calibration.files import shipped
 from sightline.plugin.composition import exclusion, order_matters
 from sightline.plugin.config import methods
 from sightline.plugin.core.families.known import CHECKS, known_types, tried
@@ -182,3 +183,19 @@ def composition_page() -> str:
             "",
         ]
     )
+
+
+def thresholds() -> str:
+    """Markdown of the gates' thresholds in the shipped calibration files."""
+    lines = [
+        "| model | signal | by | opens | AUROC | of hallucinated words | of true words |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, calibration in shipped().items():
+        known = calibration.gate_thresholds
+        for by in ("now", "previous") if known is not None else ():
+            for signal, one in getattr(known, by):
+                share = f"{100 * one.of_hallucinated:.0f} % | {100 * one.of_true:.0f} %"
+                cells = f"`{signal}` | `{by}` | {one.side} {one.value:g} | {one.auroc:.2f} | {share}"
+                lines.append(f"| {model.rpartition('/')[2]} | {cells} |")
+    return "\n".join(lines)

@@ -428,6 +428,19 @@ def test_the_page_shows_scores_in_percent_and_dashes_where_a_run_was_not_asked()
     assert len(language_report.tables({"runs": runs})) == len(language_report.PARTS) + 3
 
 
+def test_a_page_of_some_sets_sums_those_up() -> None:
+    """The mean needs the three sets that ask for faith in a context, and no other."""
+    sets = ["conflicts", "copies", "choices with context", "choices closed-book"]
+    runs = [_entry("plain", 0.4), _entry("cad", 0.8)]
+    for entry in runs:
+        for part in ("scores", "intervals", "differences", "time_ratio"):
+            entry[part] = {name: entry[part][name] for name in sets}
+    first = language_report.tables({"runs": runs})[0]
+    assert [column.header for column in first.columns] == ["run", *sets, "mean of the first three", "time"]
+    del runs[0]["scores"]["copies"]
+    assert language_report.tables({"runs": runs})[0].title != "Summary"
+
+
 def _measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str) -> Any:
     tokenizer = Tokenizer()
     model = tiny.fresh("llama").model

@@ -71,10 +71,13 @@ def terminal(result: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Both tables as Markdown, with the command and versions below."""
+    """The result as a page."""
+    return f"# Tuning\n\n{body(result)}\n"
+
+
+def body(result: Mapping[str, Any]) -> str:
+    """What a page says below its title: both tables, and the command and versions below."""
     lines = [
-        "# Tuning",
-        "",
         f"{WARNING} {result['examples']} pictures, seed {result['seed']}. {_aim(result)} (points against plain; words in "
         "percent).",
         "",
@@ -90,7 +93,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
         ]
     made = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return "\n".join([*lines, f"Made by `{result['command']}` with {made}.", ""])
+    return "\n".join([*lines, f"Made by `{result['command']}` with {made}."])
 
 
 def _aim(result: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sightline.benchmarks.runner import suite
 from sightline.common.errors import DataError
 from typer.testing import CliRunner
 
+OWN = [name for name, point in suite.BENCHMARKS.items() if point.value.startswith("sightline.")]
 SETS = {"coco": "coco_pope", "aokvqa": "aokvqa_pope_seem", "gqa": "gqa_pope_seem"}
 SPLITS = ("random", "popular", "adversarial")
 
@@ -310,3 +312,8 @@ def test_the_command_scores_answers_without_pictures(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["runs"][0]["chair"]["mentions"] == 1.0
     assert any("not on disk" in note for note in result["notes"])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_reader_has_files_of_its_published_shape_here(name: str) -> None:
+    assert name in re.findall(r'\bread\("(\w+)", ', Path(__file__).read_text())
