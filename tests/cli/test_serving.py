@@ -57,4 +57,4 @@ def test_what_cannot_be_folded_is_said_in_one_line(config: Path, tmp_path: Path,
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here")
 def test_without_vllm_serve_says_what_to_install(config: Path, capsys: Capture) -> None:
     line = fails(["serve", "mine", "--config", str(config), "--max-model-len", "512"], capsys)
-    assert "pip install 'sightline[vllm]'" in line
+    assert "pip install 'sightline-lvlm[vllm]'" in line

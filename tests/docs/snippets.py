@@ -16,6 +16,7 @@ import tomllib
 import typer.main
 import yaml
 from sightline.cli.main import app, main
+from sightline.common.errors import DISTRIBUTION
 from sightline.plugin.branches.decoder import DECODERS
 from sightline.plugin.config import KEYS, Config, named_configs
 from sightline.plugin.core.registry import METHODS, PREPROCESSORS
@@ -110,9 +111,11 @@ def configure(text: str) -> None:
 
 
 def toml(text: str) -> None:
-    """Read a project file as what it is: its entry points are in groups that the registries read."""
+    """Read a project file as what it is: it needs this package, and its entry points are in groups that the registries read."""
     groups = {f"sightline.{one.kind}s" for one in (METHODS, DECODERS, PREPROCESSORS)}
-    assert set(tomllib.loads(text)["project"]["entry-points"]) <= groups
+    project = tomllib.loads(text)["project"]
+    assert project["dependencies"] == [DISTRIBUTION]
+    assert set(project["entry-points"]) <= groups
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:

@@ -181,4 +181,4 @@ def test_a_missing_gradio_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert cli.main(["play"]) == 2
-    assert capsys.readouterr().err == "error: the page needs Gradio: pip install 'sightline[play]'\n"
+    assert capsys.readouterr().err == "error: the page needs Gradio: pip install 'sightline-lvlm[play]'\n"

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from ...common.documents import read_rows, read_yaml
-from ...common.errors import LINE, ConfigError, DataError, shortened
+from ...common.errors import LINE, ConfigError, DataError, install, shortened
 from ...common.files import config_hash, replacing, write_text
 from ...common.validation import suggest
 from ..benchmark import Benchmark, DataSource
@@ -41,7 +41,7 @@ def package_folder(harness: str) -> Path:
         raise ConfigError(f"unknown --engine {harness!r}: choose {', '.join(HARNESSES)}")
     found = importlib.util.find_spec(HARNESSES[harness])
     if found is None or found.origin is None:
-        raise ConfigError(f"--engine {harness} needs that package: pip install 'sightline[eval]'")
+        raise ConfigError(f"--engine {harness} needs that package: {install('eval')}")
     return Path(found.origin).parent
 
 

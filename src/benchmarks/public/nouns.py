@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
-from ...common.errors import ConfigError
+from ...common.errors import ConfigError, install
 from .tokens import Token, tokens
 
 Similar = Callable[[str, str], bool]
@@ -57,7 +57,5 @@ def tagger() -> Tagger:
     """The tagger of the best model that is installed. Raises ConfigError where none is."""
     installed = [name for name in MODELS if importlib.util.find_spec(name)]
     if importlib.util.find_spec("spacy") is None or not installed:
-        raise ConfigError(
-            "AMBER's captions are scored by their nouns, which a tagger finds: pip install sightline[amber]"
-        )
+        raise ConfigError(f"AMBER's captions are scored by their nouns, which a tagger finds: {install('amber')}")
     return Tagger(installed[0])

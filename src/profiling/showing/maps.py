@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...common.errors import SightlineError
+from ...common.errors import SightlineError, install
 from ...common.files import replacing
 from ...plugin.calibration.files import Calibration
 from ...plugin.calibration.sections import SourcedSection
@@ -90,7 +90,7 @@ def picture(calibration: Calibration, path: Path) -> None:
     try:
         from matplotlib.figure import Figure  # no pyplot: no window, no global state
     except ImportError as error:
-        raise SightlineError("a PNG needs matplotlib: pip install 'sightline[plots]', or leave --png out") from error
+        raise SightlineError(f"a PNG needs matplotlib: {install('plots')}, or leave --png out") from error
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)
     tall = 1 + 0.16 * calibration.layers

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.errors import ConfigError, SightlineError
+from ...common.errors import ConfigError, SightlineError, install
 from ...common.validation import suggest
 from .exam import HIGHER
 
@@ -84,6 +84,6 @@ def optimiser() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise SightlineError("tuning needs optuna: pip install 'sightline[tune]'") from error
+        raise SightlineError(f"tuning needs optuna: {install('tune')}") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # below, it prints the traceback of an interrupt
     return optuna

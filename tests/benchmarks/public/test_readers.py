@@ -330,7 +330,7 @@ class Words:
 def test_amber_files(amber: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nouns, "MODELS", ("no_such_model",))
     nouns.tagger.cache_clear()
-    with pytest.raises(ConfigError, match=r"pip install sightline\[amber\]"):
+    with pytest.raises(ConfigError, match=r"pip install 'sightline-lvlm\[amber\]'"):
         read("amber", amber)
     monkeypatch.setattr(amber_module, "tagger", Words)
     bench = read("amber", amber)
