@@ -14,10 +14,11 @@ What paper and release say apart from that, and what is ours: docs/methods/opera
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
@@ -34,6 +35,16 @@ class OPERASettings(Settings):
     candidates: int = Field(5, ge=1, description="N, likeliest tokens that are read ahead")
     scale: float = Field(50.0, gt=0, description="sigma, factor on each weight of the product")
     weight: float = Field(1.0, ge=0, description="lambda, of the penalty")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_way_back(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "threshold" in data:  # the release's, of its retrospection
+            raise ValueError(
+                "there is no retrospection, as a beam search of transformers has no way back, so no 'threshold' (see"
+                " docs/methods/opera.md): leave it out"
+            )
+        return data
 
 
 @register_decoder("opera")

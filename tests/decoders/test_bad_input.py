@@ -82,6 +82,7 @@ MALFORMED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an instruction without a tokenizer": ({"icd": {"instruction": "Be vague."}}, ("icd", "processor=")),
     "no context": ({"cad": {}}, ("cad", "context", "attach(context=", "begin", "end")),
     "marks without a tokenizer": ({"cad": {"begin": "<", "end": ">"}}, ("cad", "processor=")),
+    "the way back of opera": ({"opera": {"threshold": 15}}, ("decoder.opera", "retrospection", "threshold")),
     "one mark only": ({"cad": {"begin": "<"}}, ("cad", "end")),
 }
 
