@@ -55,6 +55,15 @@ class Layout:
         """Each row's last valid token [B, n], at `last`."""
         return torch.arange(self.length, device=self.ids.device) == self.last[:, None]
 
+    def check_order(self, rows: Tensor) -> None:
+        """Raises LayoutError where a new order of rows gives one another prompt: edits follow the prompt of each row."""
+        rows = rows.to(self.ids.device)
+        if not all(torch.equal(table[rows], table) for table in (self.ids, self.valid)):
+            raise LayoutError(
+                "the cache's rows were reordered across prompts, but edits follow the prompt of each row: reorder among rows"
+                " of one prompt, as beams are, or read the prompts again in the new order"
+            )
+
     def require_left_padding(self) -> None:
         """Raises LayoutError where rows end at different places."""
         if bool((self.last < self.length - 1).any()):

@@ -163,16 +163,8 @@ class Reading:
         cache.reorder_cache = reorder_cache
 
     def select(self, rows: Tensor) -> None:
-        """Take these batch rows of what is kept, as a beam search does with the cache.
-
-        Raises LayoutError where a row is given another prompt: the edits, and the copy's padding, are those of its own.
-        """
-        rows = rows.to(self.layout.ids.device)
-        if any((table[rows] != table).any() for table in (self.layout.ids, self.layout.valid)):
-            raise LayoutError(
-                "the cache's rows were reordered across prompts, but edits follow the prompt of each row: reorder among rows"
-                " of one prompt, as beams are, or read the prompts again in the new order"
-            )
+        """Take these batch rows of what is kept, as a beam search does with the cache."""
+        self.layout.check_order(rows)
         self.gates.select(rows)
 
     @property
