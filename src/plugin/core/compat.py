@@ -21,6 +21,20 @@ OLDEST, NEWEST = "5.17.0", "5.24.0"
 VERSION: str = transformers.__version__
 MEND = f"install transformers>={OLDEST},<={NEWEST}"
 
+
+def why_not(error: ImportError) -> str:
+    """What keeps transformers from being used, from what an import of it raised: its release, or a package beside it."""
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    if root is error:
+        return f"transformers {VERSION} has no place for attention edits any more ({error}): {MEND}"
+    return (
+        f"transformers {VERSION} cannot be loaded here ({type(root).__name__}: {root}): a package that it imports does not"
+        " fit, often a torchvision that was made for another torch: install one that does, or uninstall it"
+    )
+
+
 try:
     from transformers import AttentionInterface, CompileConfig, LlamaForCausalLM, PreTrainedModel, QuantizedCache
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
@@ -28,9 +42,7 @@ try:
     from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
     from transformers.utils.quantization_config import QuantizationMethod
 except ImportError as error:
-    raise UnsupportedModelError(
-        f"transformers {VERSION} has no place for attention edits any more ({error}): {MEND}"
-    ) from error
+    raise UnsupportedModelError(why_not(error)) from error
 
 CACHES = ("cache", "past_key_values")  # what keys and values are called, since 5.24 and before
 #: What this release calls them, as an argument and in an output.

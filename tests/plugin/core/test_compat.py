@@ -253,3 +253,15 @@ def test_a_cache_without_its_graph() -> None:
 def test_quantised_caches() -> None:
     assert not compat.quantised_cache(compat.new_cache(shared("llama").model.config))
     assert compat.quantised_cache(transformers.QuantizedCache.__new__(transformers.QuantizedCache))
+
+
+def test_a_package_that_does_not_fit_is_not_taken_for_a_release_that_does_not() -> None:
+    """As transformers says it, whose modules load when they are asked for."""
+    gone = ImportError("cannot import name 'AttentionInterface' from 'transformers'")
+    assert "no place for attention edits" in compat.why_not(gone)
+    assert compat.MEND in compat.why_not(gone)
+    broken = ModuleNotFoundError("Could not import module 'LlamaForCausalLM'")
+    broken.__cause__ = RuntimeError("operator torchvision::nms does not exist")
+    told = compat.why_not(broken)
+    assert "torchvision::nms" in told
+    assert compat.MEND not in told
