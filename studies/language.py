@@ -266,6 +266,22 @@ def _answers(runs: Sequence[Answers], sets: Sequence[QuestionSet]) -> list[dict[
     ]
 
 
+def recalled(
+    name: str, *, split: str = TEST, limit: int | None = None, batch: int = BATCH, threads: int = 1
+) -> list[bool]:
+    """Which facts of a split a model tells closed-book, plain.
+
+    Raises:
+        SightlineError: the model cannot be read.
+    """
+    from sightline.models.loading import cpu_threads, load_model
+
+    model, reader = load_model(name)
+    with cpu_threads(threads):
+        facts = some(conflicts.facts(split), limit)
+        return closed_book(model, getattr(reader, "tokenizer", reader), facts, batch=batch)
+
+
 def main(
     model: Annotated[
         str, typer.Option(help="'smollm2', 'embedded-smol', a checkpoint folder or a hub name.")
@@ -276,6 +292,9 @@ def main(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many items per set, spread evenly.")] = None,
     sets: Annotated[str | None, typer.Option(help="Names of sets, joined by commas; all without it.")] = None,
+    only_recall: Annotated[
+        bool, typer.Option("--closed-book", help="Only count the facts that the plain model tells when asked alone.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Prompts of one call.")] = BATCH,
     seed: Annotated[int, typer.Option(min=0, help="Chooses bootstrap draws.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; one gives the same numbers on every machine.")] = 1,
@@ -294,6 +313,10 @@ def main(
         if split not in SPLITS:
             raise SightlineError(f"unknown --split {split!r}: choose {' or '.join(SPLITS)}")
         check_writable(json, answers, out=out)
+        if only_recall:
+            told = recalled(model, split=split, limit=limit, batch=batch, threads=threads)
+            typer.echo(f"{sum(told)} of {len(told)} facts")
+            return
         only = [name.strip() for name in (sets or "").split(",") if name.strip()]
         result, said = evaluate(
             model, split=split, suite=suite, limit=limit, only=only, batch=batch, seed=seed, threads=threads

@@ -475,6 +475,15 @@ def test_the_command_writes_tables_results_and_answers(monkeypatch: pytest.Monke
     assert all(set(one["answers"]) == {"plain", "nothing", "empty | too"} for one in answers)
 
 
+def test_recall_alone_is_that_of_the_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        language, "closed_book", lambda model, tokenizer, facts, batch: [fact.name < "m" for fact in facts]
+    )
+    done = _measured(monkeypatch, tmp_path, "--limit", "30", "--closed-book")
+    chosen = some(facts("test"), 30)
+    assert done.output == f"{sum(fact.name < 'm' for fact in chosen)} of {len(chosen)} facts\n"
+
+
 def test_bad_requests_end_with_one_line_and_status_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for options, word in ((["--split", "train"], "calibration"), (["--suite", str(tmp_path / "no.yaml")], "no.yaml")):
         done = _measured(monkeypatch, tmp_path, *options)
