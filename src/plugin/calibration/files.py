@@ -214,7 +214,8 @@ def found_at(model: Any) -> str | None:
 def found_own(model: Any) -> Path | None:
     """The user's own file for these weights under this name, if there is one.
 
-    Where the weights cannot be compared (quantised, or spread over processes), the only file of that name will do.
+    Where the weights cannot be compared (quantised, spread over processes, or not loaded yet), the only file of that
+    name will do.
 
     Raises:
         CalibrationError: several would do.

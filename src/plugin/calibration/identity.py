@@ -18,8 +18,11 @@ def identity(model: Any) -> str:
     They stay when it is moved, renamed or loaded in another number type, and fine-tuning changes them: a hash of the names
     and shapes of its weights and of the signs of some of their values.
 
-    A model whose weights are not there as numbers (quantised, or one process's part of them) has letters of its own.
+    A model whose weights are not there as numbers (quantised, or one process's part of them) has letters of its
+    own; one that is only named, not loaded yet, has none.
     """
+    if not hasattr(model, "state_dict"):
+        return ""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -31,7 +34,8 @@ def identity(model: Any) -> str:
 
 def comparable(model: Any) -> bool:
     """Whether `identity` says the same of this model as of the one that was measured."""
-    return not getattr(model, "is_quantized", False) and (getattr(model, "_tp_size", None) or 1) == 1
+    whole = hasattr(model, "state_dict") and not getattr(model, "is_quantized", False)
+    return whole and (getattr(model, "_tp_size", None) or 1) == 1
 
 
 def _signs(tensor: Tensor) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,3 +110,14 @@ def test_weights_that_cannot_be_compared() -> None:
         find_shipped(quantised)
     own = write(own_file(quantised), 3.0)
     assert find_shipped(quantised) == own
+
+
+def test_a_model_that_is_only_named() -> None:
+    """As `sightline serve` and `export` plan it, before any weight is loaded."""
+    named = SimpleNamespace(name_or_path="checkpoint")
+    assert find_shipped(named) is None
+    mine = write(own_file(Named("checkpoint", 1)))
+    assert find_shipped(named) == mine
+    write(own_file(Named("checkpoint", 2)))
+    with pytest.raises(CalibrationError, match="2 calibration files"):
+        find_shipped(named)
