@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.attention import Stage
-from ..core.compiled import graphs_of
+from ..core.compiled import StandIn, stand_ins
 from ..core.host import Host
 
 MOST_ROWS = 16  # beyond, the usual product is as good
@@ -22,21 +21,19 @@ MOST_ROWS = 16  # beyond, the usual product is as good
 def install(host: Host) -> None:
     """Let the text decoder's linear layers and its readout take few rows this way while a branch rides along."""
     head = host.model.get_output_embeddings()  # type: ignore[operator]
-    kept = graphs_of(host.model).forwards  # a graph knows its layers' forward by identity
+    known = stand_ins(host.model)
     for module in (*host.decoder.modules(), head):
         # Weights of another class are quantised; another forward brings them from elsewhere.
         if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or "forward" in module.__dict__:
             continue
         if module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
-            thin = kept.setdefault(module, ThinLinear(module))
+            thin = known.get(module, ThinLinear(module))
             thin.stage = host.stage
             host.override(module, "forward", thin)
 
 
-class ThinLinear:
+class ThinLinear(StandIn):
     """Stands in for `forward` of a linear layer; everything else goes to the layer's own."""
-
-    stage: Stage
 
     def __init__(self, module: nn.Linear):
         self.module, self.usual = module, module.forward

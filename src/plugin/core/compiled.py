@@ -21,7 +21,7 @@ from . import compat
 from .attention import LayerPlan, Plan, Stage
 from .edits import Bias, Disperse, Edit, Gain, Mass, Reweight, Rule, Shift
 
-GRAPHS = "_sightline_graphs"  # attribute of a model that was attached
+GRAPHS = "_sightline_graphs"  # attribute of a model that `generate` has compiled while it was attached
 _NUMBERS = itertools.count()
 
 
@@ -90,12 +90,21 @@ def _of_tensors(edit: Edit) -> bool:
     return isinstance(edit, Mass | Bias | Shift | Disperse) or (isinstance(edit, Reweight) and edit.headwise)
 
 
+class StandIn:
+    """What stands in for a layer's forward. A graph knows it by identity, so that one serves all attachments.
+
+    stage: that of the attachment.
+    """
+
+    stage: Stage
+
+
 @dataclass
 class Graphs:
-    """The compiled passes of one model, the buffers that they read, and what stands in for layers' own forward in them."""
+    """The compiled passes of one model, the buffers that they read, and what stands in for its layers in them."""
 
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    forwards: dict[nn.Module, Any] = field(default_factory=dict)
+    stand_ins: dict[nn.Module, StandIn] = field(default_factory=dict)
     buffers: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,7 +193,16 @@ class _Given:
 
 def graphs_of(model: nn.Module) -> Graphs:
     """The model's graphs; they outlive attachments, which come and go around single calls."""
-    return model.__dict__.setdefault(GRAPHS, Graphs())
+    graphs: Graphs = model.__dict__.setdefault(GRAPHS, Graphs())
+    in_place = {module: module.__dict__.get("forward") for module in model.modules()}
+    graphs.stand_ins |= {module: forward for module, forward in in_place.items() if isinstance(forward, StandIn)}
+    return graphs
+
+
+def stand_ins(model: nn.Module) -> Mapping[nn.Module, StandIn]:
+    """What stood in for layers when the model was compiled, for the next attachment to put in place again."""
+    graphs = model.__dict__.get(GRAPHS)
+    return {} if graphs is None else graphs.stand_ins
 
 
 def _apart(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -153,10 +153,10 @@ def test_a_copied_model_has_graphs_of_its_own(case: tiny.TinyCase) -> None:
         _answers(case, "one", compile_config=_config())
     mine = case.model.__dict__[GRAPHS]
     assert mine.functions
-    assert mine.forwards
+    assert mine.stand_ins
     theirs = copy.deepcopy(case.model).__dict__[GRAPHS]
     assert not theirs.functions
-    assert not theirs.forwards
+    assert not theirs.stand_ins
 
 
 @pytest.mark.parametrize("name", _some(("decore", "hicd", "cad", "icd"), "icd"))
