@@ -22,6 +22,7 @@ from ..core.layout import Layout
 from .prompt import Prompt
 
 ROTARY = "position_embeddings"
+MOST = 512  # text tokens that ride: reading a weight once more is nothing to a longer text, whose rows would take memory
 
 
 class _Begun(Exception):
@@ -112,10 +113,12 @@ def read_text(host: Host, prompt: Prompt, kwargs: Mapping[str, Any], room: bool)
     layout, plan = prompt.layout, merge([session.read_text_edits() for session in prompt.sessions])
     if not plan:
         return None
-    if room and not (layout.turn or prompt.gates) and TextBeside.possible(host, kwargs):
+    ids, mask = layout.text_only()
+    short = ids.shape[1] <= MOST
+    if room and short and not (layout.turn or prompt.gates) and TextBeside.possible(host, kwargs):
         return TextBeside(host, layout, plan)
     with host.staged(plan, 0, 0), torch.no_grad():
-        host.family.read_text(host.model, *layout.text_only())
+        host.family.read_text(host.model, ids, mask)
     return None
 
 

@@ -84,3 +84,8 @@ def test_a_pass_that_returns_more_than_logits_is_as_the_model_makes_it() -> None
     with sightline.attach(case.model, {"methods": [entry("vhr")]}, calibration=calibration(case)):
         out = case.model.generate(**inputs, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True)
     assert {state.shape[1] for state in out.hidden_states[0]} == {inputs["input_ids"].shape[1]}
+
+
+def test_a_long_text_has_a_pass_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.plugin.reading.beside.MOST", 3)
+    assert both(monkeypatch, "llava_gqa", "padded") == (2, 2)
