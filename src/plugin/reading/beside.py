@@ -22,7 +22,9 @@ from ..core.layout import Layout
 from .prompt import Prompt
 
 ROTARY = "position_embeddings"
-MOST = 512  # text tokens that ride: reading a weight once more is nothing to a longer text, whose rows would take memory
+MOST = (
+    512  # text tokens that ride: reading a weight once more is nothing to a longer text, whose rows would take memory
+)
 
 
 class _Begun(Exception):
