@@ -9,7 +9,7 @@ from sightline.benchmarks.speed.bench import PHASES
 
 from .measured import Result, page, read
 
-SPEED = ("embedded", "llava-shape", "llava-shape-4000", "smollm2", "smollm2-compiled", "smollm2-batch4")
+SPEED = ("embedded", "llava-shape", "llava-shape-4000", "smollm2-128", "smollm2", "smollm2-compiled", "smollm2-batch4")
 """What `sightline bench` wrote for `speed.md`."""
 
 
