@@ -10,10 +10,6 @@ import transformers as tf
 from . import tiny
 
 MARKS = {
-    "<pad>": tiny.PAD,
-    "<s>": tiny.BOS,
-    "</s>": tiny.EOS,
-    "<unk>": 3,
     "<|image_pad|>": tiny.IMAGE,
     "<|video_pad|>": tiny.VIDEO,
     "<|vision_start|>": tiny.IMAGE_START,
@@ -35,15 +31,19 @@ def stand_in(name: str) -> tuple[Any, Any]:
     return model, processor()
 
 
-def tokenizer(picture: str = "") -> Any:
-    """One token a letter, within the vocabulary of the tiny models."""
+def tokenizer(picture: str, marks: dict[str, int], **named: str) -> Any:
+    """One token a letter, within the vocabulary of tiny models.
+
+    picture: what stands for one in a prompt. marks: special tokens and their ids. named: what the processor calls some.
+    """
     letters = {chr(code): tiny.TEXT[0] + code - 32 for code in range(32, 127)}
-    taken = {*MARKS.values(), *letters.values()}
+    marks = {"<pad>": tiny.PAD, "<s>": tiny.BOS, "</s>": tiny.EOS, "<unk>": 3, **marks}
+    taken = {*marks.values(), *letters.values()}
     rest = {f"<{n}>": n for n in range(tiny.VOCAB) if n not in taken}
-    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({**MARKS, **letters, **rest}, unk_token="<unk>"))
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({**marks, **letters, **rest}, unk_token="<unk>"))
     core.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
     core.decoder = tokenizers.decoders.Fuse()
-    core.add_special_tokens([tokenizers.AddedToken(one, special=True) for one in MARKS])
+    core.add_special_tokens([tokenizers.AddedToken(one, special=True) for one in marks])
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -52,15 +52,19 @@ def tokenizer(picture: str = "") -> Any:
         unk_token="<unk>",
         padding_side="left",
         chat_template=TEMPLATE.replace("{{ picture }}", picture),
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+        extra_special_tokens=named,
     )
+
+
+def _qwen_tokenizer(picture: str = "") -> Any:
+    return tokenizer(picture, MARKS, image_token="<|image_pad|>", video_token="<|video_pad|>")
 
 
 def _llava() -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     size, crop = {"shortest_edge": 16}, {"height": 16, "width": 16}
-    own = tokenizer("<|image_pad|>")
+    own = _qwen_tokenizer("<|image_pad|>")
     return tf.LlavaProcessor(
         CLIPImageProcessorPil(size=size, crop_size=crop),
         own,
@@ -82,7 +86,7 @@ class _NoVideos(tf.Qwen2VLProcessor):
 def _qwen2_vl() -> Any:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    own = tokenizer("<|vision_start|><|image_pad|><|vision_end|>")
+    own = _qwen_tokenizer("<|vision_start|><|image_pad|><|vision_end|>")
     seen = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=1024)
     return _NoVideos(seen, own, None, chat_template=own.chat_template)
 
@@ -90,5 +94,5 @@ def _qwen2_vl() -> Any:
 HUB = {
     "llava-hf/llava-1.5-7b-hf": ("llava", _llava),
     "Qwen/Qwen2-VL-7B-Instruct": ("qwen2_vl", _qwen2_vl),
-    "Qwen/Qwen3-0.6B": ("qwen3", tokenizer),
+    "Qwen/Qwen3-0.6B": ("qwen3", _qwen_tokenizer),
 }

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import tokenizers
 import transformers as tf
 
-from tests.helpers.hub import TEMPLATE
-from tests.zoo.shrink import BOS, EOS, PAD, TEXT, VOCAB
+from tests.helpers.hub import tokenizer
 
 SIDE, PATCH = 32, 4  # pixels
 
@@ -23,28 +21,6 @@ class _NoVideos:
 
 def without_videos(kind: type) -> type:
     return type(kind.__name__, (_NoVideos, kind), {})
-
-
-def tokenizer(picture: str, marks: dict[str, int], **named: str) -> Any:
-    """picture: what stands for one in a prompt. marks: special tokens and their ids. named: what the processor calls some."""
-    letters = {chr(code): TEXT[0] + code - 32 for code in range(32, 127)}
-    marks = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": 3, **marks}
-    taken = {*marks.values(), *letters.values()}
-    rest = {f"<{n}>": n for n in range(VOCAB) if n not in taken}
-    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({**marks, **letters, **rest}, unk_token="<unk>"))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
-    core.decoder = tokenizers.decoders.Fuse()
-    core.add_special_tokens([tokenizers.AddedToken(one, special=True) for one in marks])
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        padding_side="left",
-        chat_template=TEMPLATE.replace("{{ picture }}", picture),
-        extra_special_tokens=named,
-    )
 
 
 def _qwen3_vl(config: Any) -> Any:
