@@ -27,7 +27,7 @@ def install(host: Host) -> None:
         if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or "forward" in module.__dict__:
             continue
         if module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
-            thin = known.get(module, ThinLinear(module))
+            thin = known.get(module) or ThinLinear(module)
             thin.stage = host.stage
             host.override(module, "forward", thin)
 

@@ -111,11 +111,15 @@ class Graphs:
         """A copy of the model, or the model from a file, has none yet."""
         return Graphs, ()
 
-    def function(self, plan: Plan, aboard: bool, config: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    def function(
+        self, model: nn.Module, plan: Plan, aboard: bool, config: Any, original: Callable[..., Any]
+    ) -> Callable[..., Any]:
         """The model's forward, compiled with this configuration for plans of this kind, with a branch's rows or without."""
         options = config.to_dict()
         key = f"{_kind(plan)} {aboard} {options}"
         if key not in self.functions:
+            in_place = {module: module.__dict__.get("forward") for module in model.modules()}
+            self.stand_ins |= {module: one for module, one in in_place.items() if isinstance(one, StandIn)}
             self.functions[key] = torch.compile(_apart(original), **options)
         return self.functions[key]
 
@@ -193,10 +197,7 @@ class _Given:
 
 def graphs_of(model: nn.Module) -> Graphs:
     """The model's graphs; they outlive attachments, which come and go around single calls."""
-    graphs: Graphs = model.__dict__.setdefault(GRAPHS, Graphs())
-    in_place = {module: module.__dict__.get("forward") for module in model.modules()}
-    graphs.stand_ins |= {module: forward for module, forward in in_place.items() if isinstance(forward, StandIn)}
-    return graphs
+    return model.__dict__.setdefault(GRAPHS, Graphs())
 
 
 def stand_ins(model: nn.Module) -> Mapping[nn.Module, StandIn]:

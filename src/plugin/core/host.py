@@ -240,7 +240,7 @@ class Host(Calls):
             kwargs = companion.arguments(kwargs, stage.start)
         if not known:
             graphs = graphs_of(self.model)
-            function = graphs.function(plan, companion is not None, self.compiling, original)
+            function = graphs.function(self.model, plan, companion is not None, self.compiling, original)
             plan = graphs.laid_out(plan, stage, kwargs[compat.CACHE], count)
             self._laid = made_of, None, plan, function
         stage.plan, stage.joint = plan, companion is not None

@@ -22,9 +22,8 @@ from ..core.layout import Layout
 from .prompt import Prompt
 
 ROTARY = "position_embeddings"
-MOST = (
-    512  # text tokens that ride: reading a weight once more is nothing to a longer text, whose rows would take memory
-)
+#: Text tokens that ride: to a longer text one more reading of the weights is nothing, and its rows would take memory.
+MOST = 512
 
 
 class _Begun(Exception):
