@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 ROW = 24
 LETTERS = 30
 """Letters of a run's name that fit beside a line."""
+LETTER = 9.4
+"""Width of a letter where the style sheet draws a chart's texts largest."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,15 @@ class Shape:
 
 @dataclass
 class Chart:
-    """Shapes on a canvas, in pixels."""
+    """Shapes on a canvas, in pixels.
+
+    roomy: its texts have room to be drawn larger, so that they can be read where a narrow screen shrinks the chart.
+    """
 
     title: str
     width: int
     height: int
+    roomy: bool = False
     shapes: list[Shape] = field(default_factory=list)
 
     def line(self, kind: str, x1: float, y1: float, x2: float, y2: float) -> None:
@@ -50,7 +57,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float], str
 
     A row is a run's name, the difference, its interval, and how it counts: good, bad or open.
     """
-    names = [name if len(name) <= LETTERS else name[: LETTERS - 1] + "…" for name, *_ in rows]
+    names = [_cut(name) for name, *_ in rows]
     labels, plot = 16 + 7.5 * max([8, *map(len, names)]), 208
     reach = max([0.5 / scale, *(abs(bound) for _, _, between, _ in rows for bound in between)]) * 1.08
     chart = Chart(title, round(labels + plot + 68), ROW * len(rows) + 26)
@@ -74,7 +81,7 @@ def forest(title: str, rows: Sequence[tuple[str, float, tuple[float, float], str
 
 def positions(title: str, series: Sequence[tuple[str, Sequence[dict[str, float]]]], last: int) -> Chart:
     """Share of hallucinated mentions by the mention's place in the caption, bars side by side for each series."""
-    chart, floor = Chart(title, 560, 190), 150
+    chart, floor = Chart(title, 440, 174 + 18 * len(series), roomy=True), 150
     top = max([0.05, *(row["i"] for _, rows in series for row in rows)])
     places = max([1, *(int(row["position"]) for _, rows in series for row in rows)])
     step = (chart.width - 50) / places
@@ -94,9 +101,9 @@ def positions(title: str, series: Sequence[tuple[str, Sequence[dict[str, float]]
         text = f"{place}+" if place == last else str(place)
         chart.write("tick", 48 + step * (place - 0.5), floor + 16, text, "middle")
     for number, (name, _) in enumerate(series):
-        x = 48 + 150 * number
-        chart.rect(f"series{number}", x, chart.height - 14, 10, 10)
-        chart.write("name", x + 16, chart.height - 5, name)
+        y = floor + 36 + 18 * number
+        chart.rect(f"series{number}", 48, y - 9, 10, 10)
+        chart.write("name", 64, y, _cut(name))
     return chart
 
 
@@ -110,7 +117,7 @@ def tradeoff(
     It shows where the runs lie; a line or bar that leaves that part ends at its edge. A run is its name, its scores and
     intervals, and how it counts against the line: good, bad or open.
     """
-    chart, left, floor = Chart(title, 560, 330), 46.0, 280.0
+    chart, left, floor = Chart(title, 440, 330, roomy=True), 46.0, 280.0
     low, high = _around([scores["recall"] for _, scores, _, _ in runs])
     segments = list(_between(curve, low, high))
     rates = [scores["i"] for _, scores, _, _ in runs]
@@ -132,21 +139,25 @@ def tradeoff(
     chart.write("tick", chart.width - 8, floor + 34, "recall: further right is better; CHAIR_I: lower is better", "end")
     for start, first, end, last, beyond in segments:
         chart.line(f"curve{' beyond' if beyond else ''}", x(start), y(first), x(end), y(last))
+    taken: list[Box] = []
     for _, scores, between, kind in runs:
         at = x(scores["recall"]), y(scores["i"])
-        chart.line(f"reach {kind}", x(between["recall"][0]), at[1], x(between["recall"][1]), at[1])
-        chart.line(f"reach {kind}", at[0], y(between["i"][0]), at[0], y(between["i"][1]))
-    taken = [(x(scores["recall"]) - 6, y(scores["i"]) - 6, 12.0, 12.0) for _, scores, _, _ in runs]
+        (first, last), (lower, upper) = map(x, between["recall"]), map(y, between["i"])
+        chart.line(f"reach {kind}", first, at[1], last, at[1])
+        chart.line(f"reach {kind}", at[0], lower, at[0], upper)
+        taken += [(first, at[1] - 1, last - first, 2.0), (at[0] - 1, upper, 2.0, lower - upper)]
+        taken.append((at[0] - 6, at[1] - 6, 12.0, 12.0))
     for name, scores, _, kind in runs:
         at = x(scores["recall"]), y(scores["i"])
         tip = f"{name}: recall {100 * scores['recall']:.1f} %, CHAIR_I {100 * scores['i']:.1f} %"
         chart.shapes.append(
             Shape("circle", {"class": f"value {kind}", **_rounded(cx=at[0], cy=at[1]), "r": 4.5}, tip=tip)
         )
-        text = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
-        where = _free(at, 7.2 * len(text), taken, chart.width, floor)
+        text = _cut(name)
+        where = _free(at, LETTER * len(text), taken, left, chart.width, floor)
         taken.append(where)
-        chart.write(f"name {kind}", where[0], where[1] + 12, text)
+        before = where[0] + where[2] < at[0]
+        chart.write(f"name {kind}", where[0] + where[2] * before, where[1] + 13, text, "end" if before else "start")
     return chart
 
 
@@ -172,20 +183,25 @@ def _between(
 Box = tuple[float, float, float, float]
 
 
-def _free(at: tuple[float, float], width: float, taken: Sequence[Box], right: float, floor: float) -> Box:
-    """Where a point's name covers nothing: near the point, or as near as there is room (left, top, width, height)."""
-    boxes = [
-        (at[0] + side, at[1] - 7 + down, width, 15.0)
-        for down in sorted((16.0 * step for step in range(-12, 13)), key=abs)
+def _free(at: tuple[float, float], width: float, taken: Sequence[Box], left: float, right: float, floor: float) -> Box:
+    """Where a point's name covers little, and near to the point (left, top, width, height)."""
+    places = [
+        (max(left, min(at[0] + side, right - width)), at[1] - 8 + down, width, 17.0)
+        for down in (6.0 * step for step in range(-36, 37))
         for side in (8.0, -8 - width)
     ]
-    inside = [one for one in boxes if one[0] >= 0 and one[0] + width <= right and 0 <= one[1] <= floor - 16]
-    free = [one for one in inside if not any(_overlap(one, other) for other in taken)]
-    return next(iter(free or inside or boxes))
+
+    def cost(place: Box) -> float:
+        """The area that it covers; two pixels of it weigh as much as one of distance."""
+        return sum(_shared(place, other) for other in taken) + 2 * abs(place[1] + 8 - at[1])
+
+    return min((one for one in places if 0 <= one[1] <= floor - 16), key=cost)
 
 
-def _overlap(one: Box, other: Box) -> bool:
-    return all(one[k] < other[k] + other[k + 2] and other[k] < one[k] + one[k + 2] for k in (0, 1))
+def _shared(one: Box, other: Box) -> float:
+    """The area that two boxes have in common."""
+    sides = (min(one[k] + one[k + 2], other[k] + other[k + 2]) - max(one[k], other[k]) for k in (0, 1))
+    return math.prod(max(0.0, side) for side in sides)
 
 
 def heat(title: str, grid: Sequence[Sequence[float]]) -> Chart:
@@ -193,7 +209,7 @@ def heat(title: str, grid: Sequence[Sequence[float]]) -> Chart:
     cell, left, top = 18, 34, 20
     heads = max((len(row) for row in grid), default=0)
     peak = max([1e-12, *(value for row in grid for value in row)])
-    chart = Chart(title, left + cell * heads + 4, top + cell * len(grid) + 4)
+    chart = Chart(title, left + cell * heads + 4, top + cell * len(grid) + 4, roomy=True)
     chart.write("tick", left, 12, f"head 0 … {max(0, heads - 1)}")
     for layer, row in enumerate(grid):
         y = top + cell * layer
@@ -203,6 +219,10 @@ def heat(title: str, grid: Sequence[Sequence[float]]) -> Chart:
             chart.rect("cell", *where)
             chart.rect("heat", *where, opacity=max(0.0, value) / peak, tip=f"layer {layer}, head {head}: {value:.3g}")
     return chart
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
 
 
 def _signed(value: float) -> str:

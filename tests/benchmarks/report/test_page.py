@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from sightline.benchmarks.public.captions import ChairBenchmark
-from sightline.benchmarks.public.chair import Vocabulary
+from sightline.benchmarks.public.chair import LAST_POSITION, Vocabulary
 from sightline.benchmarks.public.object_questions import Entry, PopeBenchmark
 from sightline.benchmarks.report import folders
 from sightline.benchmarks.report import page as report
 from sightline.benchmarks.report.cards import PLAIN, RIGHT, WRONG, pieces
+from sightline.benchmarks.report.charts import LETTER, positions, tradeoff
 from sightline.benchmarks.report.pictures import SIDES, show
 from sightline.benchmarks.runner.evaluate import ANSWERS, merge
 from sightline.benchmarks.runner.run import Run
@@ -539,3 +540,53 @@ def test_five_thousand_captions_stay_small(tmp_path: Path) -> None:
     assert len(html) < 3_000_000
     drawn = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     assert drawn.count("<") < 2000  # the browser starts with the tables only
+
+
+NARROW = 400 - 2 * 14 - 2 * 16 - 2
+"""What a phone of 400 pixels leaves of a chart's card."""
+
+
+def test_charts_fit_a_narrow_screen_and_can_be_read() -> None:
+    rates = {"recall": 0.7, "i": 0.2}
+    between = {"recall": (0.6, 0.75), "i": (0.15, 0.3)}
+    runs = [(f"run {number} with a name that is long", rates, between, "open") for number in range(4)]
+    rows = [{"position": place, "i": 0.1 * place, "n": 9} for place in range(1, LAST_POSITION + 1)]
+    drawn = [
+        tradeoff("recall", [{"recall": 0.1 * k, "i": 0.02 * k, "beyond": False} for k in range(1, 10)], runs),
+        positions("places", [(name, rows) for name, *_ in runs[:2]], LAST_POSITION),
+    ]
+    style = (report.TEMPLATES / "report.css").read_text("utf-8")
+    narrow = style[style.index("(max-width: 480px)") :]
+    size, tick = (int(found) for found in re.findall(r"svg\.roomy text[^{]*{\s*font-size: (\d+)px", narrow)[:2])
+    for chart in drawn:
+        shrunk = min(1.0, NARROW / chart.width)
+        assert chart.roomy
+        assert min(size, tick) * shrunk > 11
+        for one in chart.shapes:
+            if one.tag == "text":
+                ends = one.attributes["x"], one.attributes["x"] + LETTER * len(one.text)
+                if one.attributes["text-anchor"] == "start":
+                    assert ends[1] <= chart.width, one.text
+    assert "min-width: 440px" not in style
+
+
+def test_names_in_a_plot_cover_neither_bars_nor_each_other() -> None:
+    between = {"recall": (0.66, 0.74), "i": (0.17, 0.24)}
+    runs = [
+        ("plain", {"recall": 0.7, "i": 0.2}, between, "open"),
+        ("pai", {"recall": 0.705, "i": 0.205}, between, "good"),
+    ]
+    chart = tradeoff("recall", [{"recall": 0.1 * k, "i": 0.02 * k, "beyond": False} for k in range(1, 10)], runs)
+    lines = [one.attributes for one in chart.shapes if one.attributes["class"].startswith("reach")]
+    boxes = []
+    for one in chart.shapes:
+        if one.attributes["class"].startswith("name"):
+            width, x = LETTER * len(one.text), one.attributes["x"]
+            boxes.append((x - width * (one.attributes["text-anchor"] == "end"), one.attributes["y"] - 11, width, 13))
+    bars = [
+        (min(b["x1"], b["x2"]), min(b["y1"], b["y2"]), abs(b["x2"] - b["x1"]), abs(b["y2"] - b["y1"])) for b in lines
+    ]
+    for number, box in enumerate(boxes):
+        for other in [*boxes[:number], *bars]:
+            apart = any(box[k] >= other[k] + other[k + 2] or other[k] >= box[k] + box[k + 2] for k in (0, 1))
+            assert apart, (box, other)
