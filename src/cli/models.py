@@ -52,8 +52,8 @@ def check(
     quiet()
     check_writable(json)
     model = the_model(model, model_option)
-    loaded, _ = load_model(model, dtype=dtype, device=device)
-    found = support(loaded, None if calibration is None else Calibration.load(calibration, loaded))
+    loaded, processor = load_model(model, dtype=dtype, device=device)
+    found = support(loaded, None if calibration is None else Calibration.load(calibration, loaded), processor=processor)
     show(*_support(model, found))
     write_json(json, asdict(found))
 

@@ -83,7 +83,8 @@ class Player:
     @property
     def usable(self) -> list[str]:
         """Methods, then decoders, whose defaults run on this model."""
-        return [use.name for use in sorted(support(self.model).uses, key=lambda use: use.kind != "method") if use.works]
+        found = support(self.model, processor=self.processor).uses
+        return [use.name for use in sorted(found, key=lambda use: use.kind != "method") if use.works]
 
     def answer(
         self, question: str, picture: Image.Image | None, config: Config | None, *, new_tokens: int = 128

@@ -195,8 +195,7 @@ def attach(
         tagger = tagger or (spacy_tagger() if tokenizer is not None else None)
         narrow = content_words(tokenizer, tagger) if tokenizer is not None and tagger is not None else None
 
-        text = TextTools(tokenizer, getattr(processor, "qformer_tokenizer", None), narrow)
-        facts = host.facts(found, text, Marks(context, emphasis))
+        facts = host.facts(found, TextTools.of(processor, narrow), Marks(context, emphasis))
         methods = {name: METHODS.find(name)(settings, facts) for name, settings in parsed.methods}
         decoder = None if parsed.decoder is None else DECODERS.find(parsed.decoder[0])(parsed.decoder[1], facts)
         tracing = TraceSettings.load(trace)

@@ -13,7 +13,7 @@ from .calibration.files import Calibration, find_shipped
 from .core.families.base import declared
 from .core.host import Host, between_calls
 from .core.layout import read_layout
-from .core.method import ModelFacts, Registered
+from .core.method import ModelFacts, Registered, TextTools
 from .core.registry import METHODS
 
 
@@ -43,11 +43,14 @@ class Support:
     uses: list[Use] = field(default_factory=list)
 
 
-def support(model: Any, calibration: Calibration | None = None) -> Support:
-    """Check a model and every method and decoder on it. Raises UnsupportedModelError where it cannot be edited at all."""
+def support(model: Any, calibration: Calibration | None = None, *, processor: Any = None) -> Support:
+    """Check a model and every method and decoder on it, as `attach` with this processor would take them.
+
+    Raises UnsupportedModelError where it cannot be edited at all.
+    """
     with between_calls(model) as host:
         host.check()
-    facts = host.facts(calibration or find_shipped(model))
+    facts = host.facts(calibration or find_shipped(model), TextTools.of(processor))
     known: dict[str, type[Registered]] = {**METHODS.known(), **DECODERS.known()}
     return Support(
         model=facts.name,

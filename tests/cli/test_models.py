@@ -40,3 +40,14 @@ def test_check_says_what_runs_and_what_measures_the_rest(capsys: pytest.CaptureF
     assert "vhr" in text
     assert "decore" in text
     assert "yes" in text
+
+
+def test_check_knows_the_processor_that_every_command_attaches_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    printed(capsys, "check", "embedded", "--json", str(tmp_path / "check.json"))
+    uses = {use["name"]: use for use in json.loads((tmp_path / "check.json").read_text())["uses"]}
+    assert uses["icd"]["works"]
+    assert uses["spotlight"]["works"]
+    assert uses["pasta"]["lacks"] == ["retrieval_heads"]
+    assert "'begin' and 'end'" in uses["cad"]["reason"]

@@ -79,6 +79,11 @@ class TextTools:
     qformer: Any = None
     words: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    @classmethod
+    def of(cls, processor: Any, words: Callable[[Tensor, Tensor], Tensor] | None = None) -> TextTools:
+        """Those of a processor or a tokenizer; none of None."""
+        return cls(getattr(processor, "tokenizer", processor), getattr(processor, "qformer_tokenizer", None), words)
+
 
 @dataclass(frozen=True)
 class Marks:
