@@ -32,6 +32,7 @@ from .shell import (
     resumable,
     show,
     the_model,
+    warnings_in_a_line,
     write_json,
     wrote,
 )
@@ -282,7 +283,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traceback in a file).
     """
     try:
-        status = app(args=None if arguments is None else list(arguments), prog_name="sightline", standalone_mode=False)
+        with warnings_in_a_line():
+            words = None if arguments is None else list(arguments)
+            status = app(args=words, prog_name="sightline", standalone_mode=False)
         if status == _INTERRUPTED:  # typer turns Ctrl-C into this status
             return _fail("interrupted", _INTERRUPTED)
         sys.stdout.flush()  # a full disk is told here, not when Python ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,17 @@ def note(line: str | None) -> None:
     """Say something on standard error."""
     if line:
         typer.echo(line, err=True)
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Inside, a warning is a line on standard error, without the place in the code that gives it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager

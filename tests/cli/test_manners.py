@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from sightline.benchmarks.runner import evaluate
 from sightline.benchmarks.speed import bench
 from sightline.cli import generate, listing
 from sightline.cli import main as cli
-from sightline.common.errors import SightlineError
+from sightline.common.errors import NoEffectWarning, SightlineError
 from sightline.common.files import locked
 from sightline.models import loading, naming
 from sightline.plugin.calibration.files import FOLDER
@@ -280,3 +281,17 @@ def test_calibrating_says_what_changes_and_the_demo_what_it_takes(
         monkeypatch.setattr(demos, "save", lambda *_: [])
         assert cli.main(["demo"]) == 0
         assert (f"calibration: your own file {own}" in capsys.readouterr().err) == (used == str(own))
+
+
+def test_a_warning_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def told(*given: Any) -> None:  # pytest records warnings, and so keeps them from being written
+        sys.stderr.write(warnings.formatwarning(*given[:4]))
+
+    def answers(*_: Any, **__: Any) -> dict[str, str]:
+        warnings.warn("method 'var' can do nothing", NoEffectWarning, stacklevel=1)
+        return {"reply": "A dog."}
+
+    monkeypatch.setattr(warnings, "showwarning", told)
+    monkeypatch.setattr(generate, "reply", answers)
+    assert cli.main(["generate", "embedded", "--prompt", "Hi"]) == 0
+    assert capsys.readouterr() == ("A dog.\n", "warning: method 'var' can do nothing\n")
