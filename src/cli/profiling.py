@@ -239,6 +239,8 @@ def show(
     from ..profiling.showing import compare, maps
 
     shown = Calibration.load(file)
+    if png is not None:
+        maps.picture(shown, png)  # a mistake should not stand below pages of maps
     if other is not None:
         result = compare.compare(shown, Calibration.load(other))
         print_parts(*compare.terminal(result))
@@ -246,7 +248,6 @@ def show(
         result = shown.model_dump(by_alias=True, exclude_none=True, mode="json")
         print_parts(*maps.terminal(shown))
     if png is not None:
-        maps.picture(shown, png)
         print_parts(wrote(png))
     write_json(json, result)
 

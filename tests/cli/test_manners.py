@@ -295,3 +295,14 @@ def test_a_warning_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
     monkeypatch.setattr(generate, "reply", answers)
     assert cli.main(["generate", "embedded", "--prompt", "Hi"]) == 0
     assert capsys.readouterr() == ("A dog.\n", "warning: method 'var' can do nothing\n")
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_before_the_maps(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    shipped = Path(__file__).parents[2] / "calibration/testbed.yaml"
+    assert cli.main(["show", str(shipped), "--png", "heads.png"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "matplotlib" in err
