@@ -78,7 +78,9 @@ class ChairBenchmark(Benchmark):
         for image, texts in coco.captions(people[0], files).items() if people else ():
             objects[image] |= {mention.name for text in texts for mention in words.mentions(text)}
         if not people:
-            notes.add("no captions_val2014.json: objects that only people's captions name count as hallucinated")
+            notes.add(
+                "no captions_val2014.json or captions.json: objects that only people's captions name count as hallucinated"
+            )
         listed = (folder / coco.IMAGE_IDS).is_file() or not source.replies
         chosen = coco.chosen(folder, list(files)) if listed else cls._described(source.replies[0], files)
         chosen = chosen[: source.limit]

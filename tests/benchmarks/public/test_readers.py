@@ -297,7 +297,7 @@ def test_bad_coco_folders(images: Path) -> None:
     with pytest.raises(DataError, match=r"captions_val2014.json, line 1: not JSON"):
         read("chair", images)
     captions.unlink()
-    assert any("no captions_val2014.json" in note for note in read("chair", images).notes.lines())
+    assert any("no captions_val2014.json or captions.json" in note for note in read("chair", images).notes.lines())
     (images / "annotations" / "instances_val2014.json").unlink()
     with pytest.raises(DataError, match=r"none of these files is there: .*instances_val2014.json"):
         read("chair", images)
