@@ -74,7 +74,7 @@ def application(player: Player) -> Any:
         server_name=HOST,
         footer_links=[],
         ssr_mode=False,
-        theme=gradio.themes.Default(**plain_fonts),
+        theme=gradio.themes.Default(**plain_fonts).set(body_text_color_subdued="*neutral_600"),  # its own is too pale
         css=STYLE,
     )
 

@@ -5,6 +5,7 @@ Needs Gradio, playwright and a Chromium (`make test-play`).
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -97,6 +98,14 @@ def test_a_question_two_answers_and_the_heat(page: Any, address: str) -> None:
     assert heat.bounding_box()["y"] == pytest.approx(page.locator("#answer-plain .look").bounding_box()["y"], abs=2)
     assert not wide(page)
     assert [url for url in page.asked_for if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_what_settings_mean_is_dark_enough_to_read(page: Any) -> None:
+    """At least 4.5 to 1 against the white card, as the accessibility guidelines (WCAG 2) ask."""
+    words = page.get_by_text("factor on the chosen heads' output").first
+    parts = re.findall(r"[\d.]+", words.evaluate("one => getComputedStyle(one).color"))[:3]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in (float(one) / 255 for one in parts)]
+    assert 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05) >= 4.5
 
 
 def test_a_slider_writes_the_yaml_and_it_can_be_copied(page: Any) -> None:
