@@ -30,7 +30,7 @@ CASES = [
     (family, name)
     for family in FAMILIES
     for name in SETTINGS
-    if (fits(name, family) if name in METHODS else not (family == "mllama" and name in ("avisc", "opera", "gate")))
+    if (fits(name, family) if name in METHODS else SETUPS[name].fits(family) if name in SETUPS else family != "mllama")
 ]
 
 

@@ -1,4 +1,4 @@
-"""The contrast of raw logits that CAD, ICD, VCD and AvisC share; they differ in what the copy reads.
+"""The contrast of raw logits that CAD, ICD, VCD, AvisC and SID share; they differ in what the copy reads.
 
 score = (1 + a) z - a z'   where p >= beta * max p, else -inf
 """

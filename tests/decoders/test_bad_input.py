@@ -51,11 +51,11 @@ MALFORMED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "alpha of decore not a number": ({"decore": {"alpha": float("nan")}}, ("decoder.decore.alpha", "nan")),
     **{
         f"alpha of {name} as a word": ({name: {"alpha": "strong"}}, (f"decoder.{name}.alpha", "number", "strong"))
-        for name in ("hicd", "cad", "icd", "vcd", "avisc")
+        for name in ("hicd", "cad", "icd", "vcd", "avisc", "sid")
     },
     **{
         f"alpha of {name} infinite": ({name: {"alpha": float("inf")}}, (f"decoder.{name}.alpha", "inf"))
-        for name in ("decore", "hicd", "cad", "icd", "vcd", "avisc")
+        for name in ("decore", "hicd", "cad", "icd", "vcd", "avisc", "sid")
     },
     "gamma as a word": ({"pai_guidance": {"gamma": "high"}}, ("decoder.pai_guidance.gamma", "number", "high")),
     "strength of juice as a word": ({"juice": {"alpha_enhance": "x"}}, ("decoder.juice.alpha_enhance", "number")),
@@ -70,13 +70,16 @@ MALFORMED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "unknown span of hicd": ({"hicd": {"span": "last"}}, ("decoder.hicd.span", "all", "prompt")),
     **{
         f"beta of {name} above 1": ({name: {"beta": 1.5}}, (f"decoder.{name}.beta", "1.5"))
-        for name in ("hicd", "icd", "vcd", "avisc", "pai_guidance", "dola")
+        for name in ("hicd", "icd", "vcd", "avisc", "sid", "pai_guidance", "dola")
     },
     "negative beta": ({"dola": {"beta": -0.1}}, ("decoder.dola.beta", "-0.1")),
     "unknown half": ({"dola": {"layers": "middle"}}, ("decoder.dola.layers", "low", "high", "middle")),
     "a noise step beyond the schedule": ({"vcd": {"noise_step": 1000}}, ("decoder.vcd.noise_step", "1000")),
     "unknown fill": ({"avisc": {"fill": "mean"}}, ("decoder.avisc.fill", "zeros", "ones", "noise")),
     "a share above 1": ({"avisc": {"gamma": 1.2}}, ("decoder.avisc.gamma", "1.2")),
+    "no image token for sid": ({"sid": {"share": 0.0}}, ("decoder.sid.share", "greater", "0")),
+    "all image tokens for sid": ({"sid": {"share": 1.0}}, ("decoder.sid.share", "less", "1")),
+    "no layer in front of the first": ({"sid": {"layer": 0}}, ("decoder.sid.layer", "greater", "1")),
     "an empty instruction": ({"icd": {"instruction_ids": []}}, ("decoder.icd.instruction_ids",)),
     "unknown place": ({"icd": {"place": "end"}}, ("decoder.icd.place", "question", "start")),
     "an instruction without a tokenizer": ({"icd": {"instruction": "Be vague."}}, ("icd", "processor=")),
@@ -117,6 +120,7 @@ UNFIT: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
     "a head to enlarge that is not there": ({"juice": {"enhance": [[0, 9]]}}, {}, ("juice.enhance", "0-9")),
     "a head to suppress that is not there": ({"juice": {"suppress": [[9, 0]]}}, {}, ("juice.suppress", "9-0")),
     "an early layer that is not there": ({"dola": {"layers": [1, 4]}}, {}, ("dola.layers", "4", "0..3")),
+    "a layer of sid that is not there": ({"sid": {"layer": 4}}, {}, ("sid.layer", "4", "0..3")),
     "a negative early layer": ({"dola": {"layers": [-1]}}, {}, ("dola.layers", "-1")),
     **{
         f"no section, {name}": ({name: {}}, {section: None}, (f"decoder '{name}'", f"'{section}'", "calibration=PATH"))

@@ -29,7 +29,7 @@ VISION += ["instructblip", "blip_2", "mllama"]
 SHORTER = ["icd", "cad", "pai_guidance", "m3id"]  # their branch's prompt has another length
 REFUSED = [
     ("qwen3_vl", "avisc"),
-    *(("mllama", name) for name in ("avisc", "opera")),
+    *(("mllama", name) for name, setup in SETUPS.items() if not setup.fits("mllama")),
     *(("blip_2", name) for name in SHORTER),
 ]  # see `test_decoders_bad_input.py`
 CASES = [

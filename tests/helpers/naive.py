@@ -9,8 +9,8 @@ A reference decoder is a function `decoder(naive, prompt, tokens) -> scores [len
 token is chosen by after `tokens[:t]`. It is causal, so one call gives every step of a given answer; `greedy` and `beams`
 call it once per step all the same, and use its last row only.
 
-Formulas: DeCoRe arXiv 2410.18860, HICD 2503.12908, AvisC 2405.17820, VCD 2311.16922, ICD 2403.18715, PAI 2407.21771,
-CAD 2305.14739, M3ID 2403.14003, DoLa 2309.03883, DeCo 2410.11779, JuICE 2503.10996, SGRS 2601.20279,
+Formulas: DeCoRe arXiv 2410.18860, HICD 2503.12908, AvisC 2405.17820, SID 2408.02032, VCD 2311.16922, ICD 2403.18715,
+PAI 2407.21771, CAD 2305.14739, M3ID 2403.14003, DoLa 2309.03883, DeCo 2410.11779, JuICE 2503.10996, SGRS 2601.20279,
 CG-VLM 2512.05546.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from sightline.decoders import vcd
+from sightline.plugin.branches.decoder import DECODERS
 from sightline.plugin.branches.pictures import random_pixels
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -436,6 +437,56 @@ class AvisC(Reference):
         unseen = naive.image(prompt) & ~self.blind(naive, prompt)
         strong = self.answer(naive, prompt, tokens, self.edits)
         weak = self.answer(naive, prompt, tokens, [embedded(unseen, self.fill)])
+        return plausible(contrast(strong, weak, self.alpha), strong, self.beta)
+
+
+@dataclass(frozen=True)
+class SID(Reference):
+    """(1 + a) z - a z', z' blind from `layer` on to all image tokens but the share that layer - 1 looks at least.
+
+    The prompt's rows see what its last row decides, each later row what it decides itself. earlier: where the last rows of
+    earlier turns stand, whose prompts were read before this one's.
+    """
+
+    share: float = 0.5
+    layer: int = 2
+    alpha: float = 0.5
+    beta: float = 0.1
+    earlier: tuple[range, ...] = ()
+
+    def seen(self, weights: Tensor, image: Tensor) -> Tensor:
+        """The image tokens [n] that are seen, by a row's weights [H, n]."""
+        looked = weights.mean(0)
+        order = sorted(image.nonzero().flatten().tolist(), key=lambda place: float(looked[place]))
+        out = torch.zeros_like(image)
+        out[order[: max(1, round(self.share * len(order)))]] = True
+        return out
+
+    def blinded(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Change:
+        """What hides the others."""
+        n, image = prompt["input_ids"].shape[1], naive.image(prompt)
+        weights = naive.run(prompt, tokens, self.edits).weights[self.layer - 1]
+        hidden = torch.zeros(n + len(tokens), n + len(tokens), dtype=torch.bool)
+        for place in range(len(hidden)):
+            deciding = max(place, n - 1)
+            for rows in self.earlier:
+                deciding = max(place, rows.start) if place < rows.stop else deciding
+            hidden[place, :n] = image & ~self.seen(weights[:, deciding, :n], image)
+        alone = (hidden | torch.ones_like(hidden).triu(1)).all(-1)  # a row that would see nothing sees what it did
+        hidden[alone] = False
+
+        def register(naive: Naive) -> list[Any]:
+            def boost(layer: int, logits: Tensor) -> Tensor:
+                return logits if layer < self.layer else logits.masked_fill(hidden, -torch.inf)
+
+            naive.boosts.append(boost)
+            return []
+
+        return register
+
+    def __call__(self, naive: Naive, prompt: Inputs, tokens: Sequence[int]) -> Tensor:
+        strong = self.answer(naive, prompt, tokens, self.edits)
+        weak = self.answer(naive, prompt, tokens, [*self.edits, self.blinded(naive, prompt, tokens)])
         return plausible(contrast(strong, weak, self.alpha), strong, self.beta)
 
 
@@ -967,6 +1018,10 @@ class Setup:
     options: dict[str, Any] = field(default_factory=dict)
     scoring: Reference | None = None
 
+    def fits(self, family: str) -> bool:
+        """Whether the family's prompts have what it weighs."""
+        return not (family == "mllama" and DECODERS.find(self.name).weighs_image)
+
     @property
     def config(self) -> dict[str, Any]:
         """The configuration's `decoder` entry."""
@@ -1007,6 +1062,7 @@ SETUPS: dict[str, Setup] = {
     "m3id": Setup("m3id", {}, M3ID(), image=True, alone=True),
     "vcd": Setup("vcd", {}, OtherPrompt(other=lambda prompt: _noised(prompt, 500, 0)), image=True, alone=True),
     "avisc": Setup("avisc", {}, AvisC(), image=True, alone=True),
+    "sid": Setup("sid", {"share": 0.5}, SID(), image=True),
     "sgrs": Setup("sgrs", {"layers": [1, 2]}, SGRS(layers=[1, 2])),
     "opera": Setup("opera", {}, OPERA(), image=True),
 }
@@ -1087,6 +1143,12 @@ VARIANTS: dict[str, Setup] = {
         AvisC(fill=1.0, gamma=0.9, lam=-0.5, alpha=2.5, beta=0.0),
         image=True,
         alone=True,
+    ),
+    "sid later": Setup(
+        "sid",
+        {"share": 0.3, "layer": 3, "alpha": 2.0, "beta": 0.0},
+        SID(share=0.3, layer=3, alpha=2.0, beta=0.0),
+        image=True,
     ),
     "sgrs default layers": Setup("sgrs", {"alpha": 0.9}, SGRS(alpha=0.9, layers=[1])),
     "sgrs two rounds": Setup(

@@ -29,12 +29,14 @@ class Branch:
 
     prompt: see the module. A copy that reads the base's prompt carries the methods' edits as the base does; one with a
     prompt of its own runs plain, because the edits are about the base's tokens.
-    edits: its own edits for a pass, on top. first: the first layer that differs.
+    edits: its own edits for a pass, on top. first: the first layer that differs. anew: in each pass the edits are made
+    anew, of what the layers before `first` show of its last row; so several tokens behind the prompt have a pass each.
     """
 
     prompt: Literal["shared", "beside"] | Rewrite | tuple[Rewrite, ...]
     edits: Callable[[Step], Edits] = lambda step: {}
     first: int = 0
+    anew: bool = False
 
     @property
     def carries(self) -> bool:

@@ -107,7 +107,7 @@ class Decoder(Registered):
         """Raises ConfigError where it has no copy, or one that is not `FixedCopy`."""
         if cls.fixed_copy is not None:
             return
-        what = "contrasts with a prompt of its own" if cls.own_prompt else "does not contrast with a copy"
+        what = "contrasts with a prompt of its own" if cls.own_prompt else "has no copy, or one that each token changes"
         raise ConfigError(
             f"decoder '{cls.name}' {what}, and a served model carries only a copy that reads the same tokens with fixed heads"
             " changed (decore, hicd, juice), other pictures (vcd) or none (m3id, pai_guidance): use one of these, or generate"

@@ -45,7 +45,7 @@ class Fork:
         latent: the model's cache holds what keys are made of, not keys (MLA). lasting: the carried edits are the same in
         every decode step.
         """
-        self._lasting = lasting
+        self._lasting = lasting and not branch.anew
         self.branch, self.layout, self.across, self.latent = branch, layout, across, latent
         self.copies = max(1, len(branch.prompts))
         self.cache = BranchCache(layout.valid, layout.length - (branch.prompt == "shared"))

@@ -51,6 +51,8 @@ class Joint:
     def obstacle(self, kwargs: Mapping[str, Any]) -> str | None:
         """Why the rows cannot be one batch; None where they can."""
         fork, mask = self.fork, kwargs.get(MASK)
+        if fork.branch.anew:
+            return "what a copy of the model sees is chosen in each pass, by what an earlier layer of it shows"
         if fork.across or fork.latent or not compat.static(kwargs[CACHE]):
             return "a copy of the model rides along, and not every layer has keys and values in one place of the cache"
         if any(one is None or one.ndim != 4 for one in (mask.values() if isinstance(mask, Mapping) else [mask])):

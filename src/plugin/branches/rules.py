@@ -16,7 +16,7 @@ LEAST = -1e30  # below it a model calls a token impossible: by the least number 
 
 
 def contrast(base: Tensor, weak: Tensor, alpha: float | Tensor) -> Tensor:
-    """(1 + a) base - a weak, of logits (CAD, VCD, AvisC, ICD) or log-probabilities (DeCoRe, HICD).
+    """(1 + a) base - a weak, of logits (CAD, VCD, AvisC, ICD, SID) or log-probabilities (DeCoRe, HICD).
 
     A token that the model never says (Chameleon's picture codes) stays so.
     """

@@ -87,6 +87,10 @@ class Bias:
     bias: Tensor
 
 
+#: A bias that hides a key: nothing is left of its weight, in half precision too. A row that sees no other key keeps its own.
+HIDDEN = -1e4
+
+
 @dataclass(frozen=True)
 class Mass:
     """Scale groups of keys by what their attention masses ask for.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPAParams, can_use_efficient_attention
 
-from .edits import Bias, Mass
+from .edits import HIDDEN, Bias, Mass
 from .explicit import Call, WeightEdit, active_rows, runs
 
 LARGEST_SHIFT = 40.0  # of a bias, whose exponential must stay a number
@@ -26,6 +26,8 @@ def scale_groups(call: Call, edits: Sequence[WeightEdit], start: int, stop: int)
     rules = [edit for edit in edits if isinstance(edit, Mass | Bias)]
     if torch.is_grad_enabled() or not call.extras.plain or len(call.pieces) > 1 or len(rules) < len(edits):
         return None
+    if any(isinstance(rule, Bias) and bool((rule.bias <= HIDDEN).any()) for rule in rules):
+        return None  # what is left of a row would be the small difference of two outputs
     key, value = call.pieces[0]
     causal = call.causal and call.mask is None
     if causal and call.query.shape[2] != key.shape[2]:

@@ -86,6 +86,12 @@ class LastApart(Whole):
         return run(original, {**last, "attention_mask": seen}, Step(layout, step.start + count - 1, 1))
 
 
+def given(kwargs: Mapping[str, Any]) -> Tensor:
+    """The tokens of a pass [B, count], or their embeddings."""
+    ids = kwargs.get("input_ids")
+    return kwargs["inputs_embeds"] if ids is None else ids
+
+
 def one_by_one(go_on: Callable[[dict[str, Any], Step], Any], kwargs: dict[str, Any], step: Step) -> Any:
     """Tokens behind the prompt in a pass for each, as a gate decides about them in turn; the last output, with all logits.
 
@@ -126,7 +132,7 @@ def passes_of(
         return Whole()
     prompt.layout.require_left_padding()
     way = LastApart(host) if splits else Whole()
-    if splits and not any(session.whole_prompt for session in prompt.sessions):
+    if splits and not (watched(step) or any(session.whole_prompt for session in prompt.sessions)):
         return way
     return Rehearsed(host, prompt, watched, way)
 

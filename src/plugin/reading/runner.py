@@ -25,10 +25,11 @@ from .conversation import Conversation, check_turn
 from .effects import Effects
 from .gates import Gates, settled
 from .looking import Looking
+from .passes import given
 from .prompt import Prompt
 from .scout import Redraw, Scout, drawing
 from .sound import Soundness
-from .strategies import Apart, Contrasted, Reading, Riding, given
+from .strategies import Apart, Contrasted, Reading, Riding
 
 
 class Runner:

@@ -32,7 +32,7 @@ from ..core.layout import Step
 from .beside import TextBeside, read_text
 from .conversation import Conversation
 from .gates import Gates
-from .passes import Call, Whole, one_by_one, passes_of, rehearsed
+from .passes import Call, Whole, given, one_by_one, passes_of, rehearsed
 from .prompt import Prompt
 from .scout import Redraw
 
@@ -279,6 +279,13 @@ class Riding(Contrasted):
         self.fork, self.alone = fork, False
         self.kept.append(fork)
 
+    @property
+    def one_by_one(self) -> bool:
+        return self.fork.branch.anew or super().one_by_one
+
+    def rehearsed(self, step: Step) -> Sequence[Edits]:
+        return [self.contrast.watch(step)] if self.fork.branch.anew else []
+
     def resume(self, earlier: Any) -> None:
         super().resume(earlier)
         self.fork.resume(earlier.fork)
@@ -341,9 +348,3 @@ class Apart(Riding):
             weak = self.fork.read(original, kwargs, self.host.model, self.host.decoder, self.positions)
         self.contrast.redrawn = {}
         return weak
-
-
-def given(kwargs: Mapping[str, Any]) -> Tensor:
-    """The tokens of a pass [B, count], or their embeddings."""
-    ids = kwargs.get("input_ids")
-    return kwargs["inputs_embeds"] if ids is None else ids

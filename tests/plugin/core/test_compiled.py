@@ -266,8 +266,12 @@ def test_a_copy_of_another_prompt_is_left_alone_by_methods(case: tiny.TinyCase, 
 
 @pytest.mark.parametrize(
     ("config", "options"),
-    [({"decoder": {"juice": {"heads": 2}}}, {}), ({"methods": [entry("vhr")]}, {"trace": {"maps": True}})],
-    ids=["a copy whose heads see the model's", "a trace with maps"],
+    [
+        ({"decoder": {"juice": {"heads": 2}}}, {}),
+        ({"decoder": naive.SETUPS["sid"].config}, {}),
+        ({"methods": [entry("vhr")]}, {"trace": {"maps": True}}),
+    ],
+    ids=["a copy whose heads see the model's", "a copy that each token changes", "a trace with maps"],
 )
 def test_what_cannot_be_compiled_runs_and_says_so_once(
     case: tiny.TinyCase, config: dict[str, Any], options: dict[str, Any]
