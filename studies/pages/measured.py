@@ -41,7 +41,7 @@ def page(parts: Sequence[str], result: Result) -> str:
 
 TABLES: Mapping[str, Callable[[Result], str]] = {
     **dict.fromkeys(("demo", "methods", "head-gain", "embedded-smol"), _demo),
-    "tune": tune_tables.body,
+    **dict.fromkeys(("tune", "methods-tuned"), tune_tables.body),
     "smol-heads": smol_heads.body,
     **dict.fromkeys(("language", "attention", "premise"), language_report.body),
 }
