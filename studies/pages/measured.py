@@ -43,7 +43,7 @@ TABLES: Mapping[str, Callable[[Result], str]] = {
     **dict.fromkeys(("demo", "methods", "head-gain", "embedded-smol"), _demo),
     **dict.fromkeys(("tune", "methods-tuned"), tune_tables.body),
     "smol-heads": smol_heads.body,
-    **dict.fromkeys(("language", "attention", "premise"), language_report.body),
+    **dict.fromkeys(("language", "attention", "premise", "premise-open"), language_report.body),
 }
 """By page, how its tables are made of its file; the rest of the page is written."""
 

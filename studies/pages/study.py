@@ -16,8 +16,11 @@ STUDY = {
     "embedded-smol-long-0": "100 tokens and more",
     "embedded-chair-0": "`embedded`, seed 0",
     "embedded-chair-1": "seed 1",
+    "embedded-long-0": "100 tokens and more",
+    "embedded-pope-0": "",
 }
-"""What `sightline eval` wrote for `study.md`: model, benchmark, seed of the scenes; the heads of the columns of its summary."""
+"""What `sightline eval` wrote for `study.md`: model, benchmark, seed of the scenes; the heads of the columns of its summary, if
+the file is part of that."""
 
 
 def summary(folder: Path) -> str:
