@@ -40,8 +40,8 @@ def calibrate(
         str | None,
         typer.Option(
             help="all (default), or names joined by commas: sinks, gaze, visual-heads, image-heads, concept-heads,"
-            " ocr-heads, retrieval-heads, inducing-heads, conflict-heads, premise-heads, word-heads, head-gates, replies,"
-            " gate-thresholds."
+            " ocr-heads, retrieval-heads, inducing-heads, conflict-heads, premise-heads, word-heads, head-gates,"
+            " first-token, replies, gate-thresholds."
         ),
     ] = None,
     data: Annotated[

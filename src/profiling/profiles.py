@@ -7,13 +7,22 @@ from dataclasses import dataclass
 
 from ..common.errors import ConfigError
 from ..common.validation import suggest
-from ..plugin.calibration.sections import ConflictHeads, HeadGates, InducingHeads, RetrievalHeads, SourcedSection
+from ..plugin.calibration.sections import (
+    ConflictHeads,
+    FirstToken,
+    HeadGates,
+    InducingHeads,
+    RetrievalHeads,
+    SourcedSection,
+)
 from .data import facts
 from .data.needles import default_lengths
+from .data.tokenised import AnswerPair
 from .job import Job
 from .probes import presence, retrieval
 from .probes.box_heads import measure_concept_heads, measure_ocr_heads
 from .probes.conflict import conflict_heads
+from .probes.first_token import first_token
 from .probes.gate_thresholds import measure_gate_thresholds
 from .probes.gaze import measure_gaze
 from .probes.head_gates import head_gates
@@ -49,16 +58,24 @@ def _retrieval(job: Job) -> RetrievalHeads:
     return retrieval.measure(job, seed=job.seed)
 
 
-def _inducing(job: Job) -> InducingHeads:
+def _seen(job: Job) -> list[AnswerPair] | None:
+    """Questions about the job's pictures; None where it has none."""
     if job.examples and job.examples[0].image is not None:
-        return inducing_heads(job, presence.choices(job.model, job.processor, job.examples, seed=job.seed))
-    return inducing_heads(job, facts.choices(job.processor, seed=job.seed))
+        return presence.choices(job.model, job.processor, job.examples, seed=job.seed)
+    return None
+
+
+def _inducing(job: Job) -> InducingHeads:
+    return inducing_heads(job, _seen(job) or facts.choices(job.processor, seed=job.seed))
 
 
 def _gates(job: Job) -> HeadGates:
-    if job.examples and job.examples[0].image is not None:
-        return head_gates(job, presence.choices(job.model, job.processor, job.examples, seed=job.seed))
-    return head_gates(job, premise_choices(job.processor))
+    return head_gates(job, _seen(job) or premise_choices(job.processor))
+
+
+def _first(job: Job) -> FirstToken:
+    questions = _seen(job) or facts.choices(job.processor, seed=job.seed)
+    return first_token(job, questions[: len(job.examples)])  # each costs two passes per head
 
 
 def _conflict(job: Job) -> ConflictHeads:
@@ -79,6 +96,7 @@ PROFILES = {
     "conflict-heads": Profile("conflict_heads", _conflict, sees=False, reads=True, pictures=False),
     "word-heads": Profile("word_heads", measure_word_heads, sees=False, pictures=False),
     "head-gates": Profile("head_gates", _gates, sees=False, pictures=False),
+    "first-token": Profile("first_token", _first, sees=False, pictures=False),
     "premise-heads": Profile("premise_heads", measure_premise_heads, sees=False, reads=True, pictures=False),
 }
 """In the order in which they are measured: a later one may need an earlier one's section."""

@@ -29,6 +29,7 @@ MEASURED = frozenset(
         "conflict_heads",
         "word_heads",
         "head_gates",
+        "first_token",
         "premise_heads",
     ]
 )

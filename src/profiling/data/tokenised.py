@@ -10,10 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt, and the target answer that may follow it."""
+    """A prompt, and the target answer that may follow it.
+
+    pictures: the forward arguments that carry the prompt's pictures, for one row each.
+    """
 
     prompt: Sequence[int]
     target: Sequence[int]
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A prompt, and a right and a wrong answer that may follow it.
-
-    pictures: the forward arguments that carry the prompt's pictures, for one row each.
-    """
+    """A prompt, and a right and a wrong answer that may follow it; pictures as above."""
 
     prompt: Sequence[int]
     right: Sequence[int]

@@ -85,16 +85,19 @@ class Direct:
                 f"{what} need gradients through '{self.facts.name}', but {self.facts.no_gradients}"
             )
 
-    def __call__(self, edits: Edits, ids: Tensor, *, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
+    def __call__(
+        self, edits: Edits, ids: Tensor, *, cache: DynamicCache | None = None, named: int = 0, **inputs: Any
+    ) -> Tensor:
         """Logits [B, q, vocabulary] of one pass over token ids [B, q] under `edits`.
 
-        `cache` is read and added to; `inputs` are further arguments of the model's forward.
+        `cache` is read and added to; `named`: of how many first keys the edits speak; `inputs` are further arguments of
+        the model's forward.
         """
         start = 0 if cache is None else int(cache.get_seq_length())
         place = {"input_ids": ids.to(self.model.device), CACHE: cache, "use_cache": cache is not None}
         family = self._host.family  # a model that hands its prompt on puts the pictures into it first
         reads = self.model if inputs.keys() & {*family.vision_inputs} else family.generator(self.model)
-        with self._host.staged(merge([edits]), start, 0):
+        with self._host.staged(merge([edits]), start, named):
             return reads(**place, **inputs).logits
 
     @contextmanager

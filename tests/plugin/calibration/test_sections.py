@@ -19,7 +19,7 @@ def test_every_profile_is_named_by_its_section() -> None:
     for section, name in sections.items():
         assert profile_of(section) == name
         assert f"`sightline calibrate 'my model' --profile {name}`" in how_to_get(section, "my model")
-    assert "sightline calibrate" not in how_to_get("first_token", "m")
+    assert "sightline calibrate" not in how_to_get("focus_heads", "m")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from sightline.profiling.data import conflicts, facts, needles, texts
 from sightline.profiling.data.needles import NEEDLES, Needle
 from sightline.profiling.data.tokenised import AnswerPair, Conflict, Continuation
 from sightline.profiling.job import Job, Partial
-from sightline.profiling.probes import conflict, importance, masking, retrieval
+from sightline.profiling.probes import conflict, importance, masking, retrieval, single
 from sightline.profiling.probes.direct import Direct, Reader
 
 from studies import heads as study
@@ -676,7 +676,7 @@ def _conflicts(seed: int, count: int) -> list[Conflict]:
 
 @pytest.mark.parametrize("rows", [5, 4096])
 def test_conflict_effects_equal_one_head_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conflict, "TOKENS", rows * 10 // 3)
+    monkeypatch.setattr(single, "TOKENS", rows * 10 // 3)
     model, examples, factors = tiny.fresh("qwen2").model, _conflicts(0, 2), (3.0, -1.0, -5.0)
     work = _job(model, batch=3)
     found = conflict.effects(work, examples, factors)
