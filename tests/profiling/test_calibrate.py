@@ -464,6 +464,8 @@ def test_summary_in_a_few_words() -> None:
         [[0.1, 0.9], [0.2, 0.3]], word_heads={"scores": [[0.1, 0.2], [0.7, 0.3]], "words": ["ox", "cat", "elk"]}
     )
     assert maps.summary(worded.word_heads) == "words ox, cat, elk; top 1-0 (0.7), 1-1 (0.3), 0-1 (0.2)"  # type: ignore[arg-type]
+    turned = file([[0.1, 0.9], [0.2, 0.3]], first_token={"gains": [[1.0, 0.25], [1.0, 0.25]]})
+    assert maps.summary(turned.first_token) == "factor 0.25 for 2 of 4 heads"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...common.errors import SightlineError, install
 from ...common.files import replacing
 from ...plugin.calibration.files import Calibration
-from ...plugin.calibration.sections import SourcedSection
+from ...plugin.calibration.sections import FirstToken, SourcedSection
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,7 +21,11 @@ WIDE = 40  # heads from which a map takes one character each
 
 
 def summary(fact: SourcedSection) -> str:
-    """A section in a few words: its plain values, and the three largest entries of its first table."""
+    """A section in a few words: its plain values, and the three largest entries of its first table; of factors, how many."""
+    if isinstance(fact, FirstToken):
+        values = [value for row in fact.gains for value in row]
+        count = Counter(value for value in values if value != 1).items()
+        return ", ".join(f"factor {value:.3g} for {heads} of {len(values)} heads" for value, heads in count) or "none"
     data = fact.model_dump(exclude={"source", *fact.tables()}, exclude_none=True)
     parts = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in data.items()]
     table = next(iter(fact.tables().values()), None)
