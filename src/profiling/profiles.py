@@ -58,23 +58,27 @@ def _retrieval(job: Job) -> RetrievalHeads:
     return retrieval.measure(job, seed=job.seed)
 
 
-def _seen(job: Job) -> list[AnswerPair] | None:
-    """Questions about the job's pictures; None where it has none."""
+def _questions(job: Job, of_text: Callable[[Job], list[AnswerPair]]) -> list[AnswerPair]:
+    """Questions about the job's pictures; those of text where it has none."""
     if job.examples and job.examples[0].image is not None:
         return presence.choices(job.model, job.processor, job.examples, seed=job.seed)
-    return None
+    return of_text(job)
+
+
+def _facts(job: Job) -> list[AnswerPair]:
+    return facts.choices(job.processor, seed=job.seed)
 
 
 def _inducing(job: Job) -> InducingHeads:
-    return inducing_heads(job, _seen(job) or facts.choices(job.processor, seed=job.seed))
+    return inducing_heads(job, _questions(job, _facts))
 
 
 def _gates(job: Job) -> HeadGates:
-    return head_gates(job, _seen(job) or premise_choices(job.processor))
+    return head_gates(job, _questions(job, lambda job: premise_choices(job.processor)))
 
 
 def _first(job: Job) -> FirstToken:
-    questions = _seen(job) or facts.choices(job.processor, seed=job.seed)
+    questions = _questions(job, _facts)
     return first_token(job, questions[: len(job.examples)])  # each costs two passes per head
 
 
