@@ -21,7 +21,7 @@ from ..plugin.branches.branch import Branch
 from ..plugin.branches.decoder import Contrast, Decoder, register_decoder
 from ..plugin.core.edits import HIDDEN, Bias, Edit, Edits, Rows, WeightProbe
 from ..plugin.core.layout import Layout, Step
-from ..plugin.core.method import ModelFacts
+from ..plugin.core.method import ModelFacts, lacking
 from .contrast import ContrastSettings, LogitContrast
 
 
@@ -71,6 +71,11 @@ class SIDContrast(LogitContrast):
         facts = self.decoder.facts
         self._hiding = dict.fromkeys(facts.own(range(self.decoder.settings.layer, facts.layers)), hidden)
 
+    def idle(self) -> dict[int, str]:
+        images = self.layout.image.sum(-1)
+        fewer = kept(images, self.decoder.settings.share) < images
+        return lacking(fewer, "its copy sees all image tokens: so large a share of so few is all of them")
+
     def report(self) -> dict[str, Any]:
         """visible: mask [B][n] of the image tokens that the copy saw at the last token."""
         return {} if self.visible is None else {"visible": self.visible.tolist()}
@@ -78,6 +83,10 @@ class SIDContrast(LogitContrast):
 
 def least_attended(attention: Tensor, image: Tensor, share: float) -> Tensor:
     """Mask [B, n] of that share of each row's image tokens, at least one, from attention [B, n]; the first of equals."""
-    count = (share * image.sum(-1, keepdim=True)).round().clamp(min=1)
     order = attention.masked_fill(~image, torch.inf).argsort(dim=-1, stable=True)
-    return image & (order.argsort(dim=-1) < count)
+    return image & (order.argsort(dim=-1) < kept(image.sum(-1, keepdim=True), share))
+
+
+def kept(tokens: Tensor, share: float) -> Tensor:
+    """How many of so many image tokens that share is, at least one."""
+    return (share * tokens).round().clamp(min=1)

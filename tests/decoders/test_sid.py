@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sightline
 import torch
+from sightline.common.errors import NoEffectWarning, UnsupportedModelError
 from sightline.decoders.sid import SIDSettings, least_attended
 from sightline.plugin.core.attention import LayerPlan, Stage, edited_attention
 from sightline.plugin.core.edits import HIDDEN, Bias
@@ -56,6 +57,27 @@ def test_a_row_without_an_image_keeps_the_models_scores() -> None:
     plain = generate(case.model, inputs)
     torch.testing.assert_close(ours.scores[1], plain.scores[1], atol=1e-4, rtol=1e-4)
     assert [any(row) for row in visible] == [True, False]
+
+
+def test_a_share_that_is_all_image_tokens_is_told() -> None:
+    case = shared("llava_gqa")
+    config = {"decoder": {"sid": {"share": 0.99, "beta": 0}}}
+    with sightline.attach(case.model, config) as plug:
+        with pytest.warns(NoEffectWarning, match="row 0.*all image tokens"):
+            generate(case.model, prompts(case, "pair"))
+        told = plug.report()["sid"]
+    assert not told["acted"]
+    assert list(told["idle"]) == [0, 1]
+
+
+def test_what_several_tokens_in_a_pass_cannot_give_is_refused() -> None:
+    """There is no gate, so the refusal must not blame one alone."""
+    case = shared("llava_gqa")
+    inputs = prompts(case, "one")
+    with sightline.attach(case.model, {"decoder": SID.config}):
+        cache = case.model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(UnsupportedModelError, match="a copy that each token changes"):
+            case.model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache, output_hidden_states=True)
 
 
 @torch.no_grad()

@@ -93,15 +93,15 @@ def given(kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def one_by_one(go_on: Callable[[dict[str, Any], Step], Any], kwargs: dict[str, Any], step: Step) -> Any:
-    """Tokens behind the prompt in a pass for each, as a gate decides about them in turn; the last output, with all logits.
+    """Tokens behind the prompt in a pass for each, as something decides about them in turn; the last output, with all logits.
 
     Raises UnsupportedModelError where the caller wants more of the passes than logits.
     """
     mask, wanted = kwargs.get("attention_mask"), ("output_hidden_states", "output_attentions", "labels")
     if any(kwargs.get(name) not in (None, False) for name in wanted) or (mask is not None and mask.ndim != 2):
         raise UnsupportedModelError(
-            f"{step.count} tokens came in one pass behind the prompt, and a gate decides about them one by one: pass them"
-            " with a mask [batch, tokens] and ask for no more than logits, or pass one token at a time"
+            f"{step.count} tokens came in one pass behind the prompt, and a gate, or a copy that each token changes, needs them"
+            " one by one: pass them with a mask [batch, tokens] and ask for no more than logits, or pass one token at a time"
         )
     outputs = []
     for number in range(step.count):
