@@ -56,4 +56,9 @@ def asked(model: Any, processor: Any, examples: Sequence[Example], *, seed: int 
                 found.append(PresenceQuestion(name, pool is present, choice))
     if not found:
         raise CalibrationError("the questions for a model that sees need pictures whose objects are boxed: none are")
+    if len({question.there for question in found}) < 2:
+        raise CalibrationError(
+            "the questions for a model that sees need pictures of different objects: in these no picture lacks any, so that"
+            " the right answer is always Yes"
+        )
     return found

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import sightline
 import torch
+from sightline import testbed
 from sightline.common.errors import CalibrationError
-from sightline.models.samples import Example
+from sightline.common.readers import Notes
+from sightline.models.samples import TESTBED, Example
 from sightline.plugin.core.host import Host
+from sightline.profiling.data.examples import examples as examples_of
 from sightline.profiling.data.tokenised import AnswerPair
 from sightline.profiling.job import Job, Partial
 from sightline.profiling.probes import first_token as probe
@@ -137,3 +140,12 @@ def test_as_many_questions_as_examples(tmp_path: Path, monkeypatch: pytest.Monke
     work = work_on(case.model, tmp_path, [Example(str(i), "?", object()) for i in range(2)])  # type: ignore[arg-type]
     PROFILES["first-token"].measure(work)
     assert work.samples == 2
+
+
+def test_pictures_that_lack_nothing_are_refused() -> None:
+    """Every answer would be Yes, and the table that of saying it."""
+    model, processor = testbed.load()
+    (example,) = examples_of(TESTBED, 1, seed=0, sees=True, notes=Notes())
+    with pytest.raises(CalibrationError) as caught:
+        presence.choices(model, processor, [example, example])
+    assert_message(caught.value, "different objects", "always Yes")
