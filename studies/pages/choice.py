@@ -86,7 +86,7 @@ ROWS = (
     Row("Captions that may name less", "`pai` + `m3id`", SMOL, (SEEN, "pai+m3id"), _captions, _seconds("chair")),
     Row("Captions, for little time", "`vhr`", EMBEDDED, ("demo", "vhr-default"), _captions, _seconds("chair")),
     Row("Yes/no questions", "`pai` + `pai_guidance`", EMBEDDED, ("demo", "pai"), _questions, _seconds("pope")),
-    Row("Long answers", "`locore`", EMBEDDED, ("methods", "locore"), _captions, _seconds("chair")),
+    Row("Long answers", "`locore` (no gain here)", EMBEDDED, ("methods", "locore"), _captions, _seconds("chair")),
     Row("No extra latency", "`vhr`, `static: true`", EMBEDDED, ("methods", "vhr static"), _captions, _seconds("chair")),
     Row(
         "A context to be followed",
