@@ -72,8 +72,7 @@ class AvisCContrast(LogitContrast):
         return {layer: [WeightProbe(partial(self._see, layer), rows)] for layer in layers}
 
     def _see(self, layer: int, weights: Tensor, keys: slice, first: int) -> None:
-        seen = weights[:, :, -1, : keys.stop - keys.start].mean(1)
-        self.attention[layer] = torch.nn.functional.pad(seen, (keys.start, self.layout.length - keys.stop))
+        self.attention[layer] = self.layout.of_prompt(weights[:, :, -1], keys).mean(1)
 
     def _edits(self, step: Step) -> Edits:
         return {0: [Input(self._empty)]} if step.reading else {}

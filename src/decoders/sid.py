@@ -63,8 +63,7 @@ class SIDContrast(LogitContrast):
         return {self.decoder.settings.layer - 1: [WeightProbe(self._see, last)]}
 
     def _see(self, weights: Tensor, keys: slice, first: int) -> None:
-        seen = weights[:, :, -1, : keys.stop - keys.start].mean(1)
-        attention = torch.nn.functional.pad(seen, (keys.start, self.layout.length - keys.stop))
+        attention = self.layout.of_prompt(weights[:, :, -1], keys).mean(1)
         image = self.layout.image.to(attention.device)
         self.visible = least_attended(attention, image, self.decoder.settings.share)
         hidden = [Bias(torch.where(image & ~self.visible, HIDDEN, 0.0)[:, None])]

@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 from pydantic import Field, ValidationError
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..common.errors import ConfigError, LayoutError, UnsupportedModelError
@@ -155,8 +154,7 @@ class _Gaze(Session):
         return edits
 
     def _see(self, new: bool, weights: Tensor, keys: slice, first: int) -> None:
-        mean = weights[:, :, -1, : keys.stop - keys.start].mean(1)
-        mean = pad(mean, (keys.start, self.layout.length - keys.stop)).to(self.order.device)
+        mean = self.layout.of_prompt(weights[:, :, -1], keys).mean(1).to(self.order.device)
         asked, general = mean.gather(1, self.order).chunk(2)
         contrast = (asked / (general + self.method.settings.smoothing)).cpu()
         if new:

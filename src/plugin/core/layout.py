@@ -64,6 +64,11 @@ class Layout:
                 " of one prompt, as beams are, or read the prompts again in the new order"
             )
 
+    def of_prompt(self, weights: Tensor, keys: slice) -> Tensor:
+        """Weights [..., n] of the prompt's keys, from those [..., K] that a `WeightProbe` got: zero where it got none."""
+        inside = weights[..., : keys.stop - keys.start]
+        return torch.nn.functional.pad(inside, (keys.start, self.length - keys.stop))
+
     def require_left_padding(self) -> None:
         """Raises LayoutError where rows end at different places."""
         if bool((self.last < self.length - 1).any()):

@@ -109,8 +109,7 @@ class GIFTSession(Session):
 
     def _see(self, layer: int, start: int) -> Any:
         def see(weights: Tensor, keys: slice, first: int) -> None:
-            seen = weights[..., : keys.stop - keys.start]
-            seen = torch.nn.functional.pad(seen, (keys.start, self.layout.length - keys.stop))
+            seen = self.layout.of_prompt(weights, keys)
             before = self.before.get(layer, seen[:, :, 0])[:, :, None]
             rise = (seen - torch.cat([before, seen[:, :, :-1]], dim=2)).clamp(min=0)
             counted = self.words[:, start + first : start + first + seen.shape[2]].to(seen)
