@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .scenes import SIZE, render
+from .scenes import SIZE, UNEXPECTED, render
 from .sprites import CATEGORIES
 
 PATCH = 12
@@ -26,10 +26,10 @@ def coverage(owner: np.ndarray) -> np.ndarray:
     return np.bincount(flat.ravel(), minlength=TOKENS * classes).reshape(TOKENS, classes).astype(np.uint8)
 
 
-def draw_batch(job: tuple[str, int, int, int]) -> dict[str, Any]:
+def draw_batch(job: tuple[str, int, int, int], unexpected: float = UNEXPECTED) -> dict[str, Any]:
     """Draw scenes `start` to `start + size`: pixels (B, 96, 96, 3), coverage (B, 64, C + 1), objects and kinds."""
     split, start, size, seed = job
-    drawn = [render(split, index, seed) for index in range(start, start + size)]
+    drawn = [render(split, index, seed, unexpected) for index in range(start, start + size)]
     return {
         "start": start,
         "pixels": np.stack([item.pixels for item in drawn]),

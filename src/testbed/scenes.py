@@ -23,7 +23,7 @@ _INDEX_BITS = 40
 
 _OBJECT_COUNTS = np.array([3, 4, 5, 6, 7])
 _OBJECT_COUNT_CDF = np.cumsum([0.12, 0.25, 0.30, 0.21, 0.12])
-_UNEXPECTED = 0.2  # share of a scene's objects that its type does not expect
+UNEXPECTED = 0.2  # share of a scene's objects that its type does not expect
 _MIN_VISIBLE = 0.35  # an object is never covered beyond this
 _OPAQUE = 0.35  # sprite alpha from which a pixel counts as the object's
 
@@ -107,13 +107,13 @@ def scene_key(split: str, index: int, seed: int = 0) -> int:
     return (seed * len(SPLITS) + SPLITS[split]) << _INDEX_BITS | index
 
 
-def _contents(rng: np.random.Generator) -> tuple[str, list[tuple[int, int]]]:
+def _contents(rng: np.random.Generator, unexpected: float = UNEXPECTED) -> tuple[str, list[tuple[int, int]]]:
     """Draw a scene type and its objects: [(category, how many)], without drawing pixels."""
     kind = _KIND_NAMES[int(rng.integers(len(_KIND_NAMES)))]
     expected, weights, others = _KIND_OBJECTS[kind]
     draws = rng.random(16)
     total = int(_OBJECT_COUNTS[np.searchsorted(_OBJECT_COUNT_CDF, draws[0] * 0.9999)])
-    surprises = int((draws[1 : 1 + total] < _UNEXPECTED).sum())
+    surprises = int((draws[1 : 1 + total] < unexpected).sum())
     # Exponential races draw without replacement in proportion to the weights, in one call.
     race = rng.standard_exponential(len(expected)) / weights
     chosen = [*expected[np.argsort(race)[: total - surprises]]]
@@ -158,10 +158,10 @@ def _background(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, tuple[
     return pixels + shade[:, None, None], (above, below)
 
 
-def render(split: str, index: int, seed: int = 0) -> Rendered:
-    """Draw one scene; see `Rendered`."""
+def render(split: str, index: int, seed: int = 0, unexpected: float = UNEXPECTED) -> Rendered:
+    """Draw one scene; see `Rendered`. `unexpected`: the share of its objects that its type does not expect."""
     rng = np.random.default_rng(scene_key(split, index, seed))
-    kind, items = _contents(rng)
+    kind, items = _contents(rng, unexpected)
     canvas, background = _background(kind, rng)
     holder = np.full((SIZE, SIZE), -1, dtype=np.int16)  # which placed instance shows at each pixel
     placed: list[list] = []  # [category, box, own pixels, opacity]

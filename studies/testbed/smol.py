@@ -1,11 +1,13 @@
 """Train `embedded-smol`: ``python -m studies.testbed.smol --out runs/smol`` (also ``--evaluate``).
 
-SmolLM2-135M-Instruct learns to see through the testbed's tower, in three steps that resume and follow the seed:
+SmolLM2-135M-Instruct learns to see through the testbed's tower, in four steps that resume and follow the seed:
 
 1. *memory*: what it says to prompts of its own making, before anything is learned, to be kept;
 2. *sight*: the tower and the projector learn to put each patch in SmolLM2's words for what it shows, "dog" where a dog
    is, "beach" where there is only beach;
-3. *speech*: low-rank adapters and the projector learn from captions, lists, questions and refusals, the tower frozen.
+3. *speech*: low-rank adapters and the projector learn from captions, lists, questions and refusals, the tower frozen;
+4. *looking*: the same, every other step on scenes most of whose objects their type does not expect: what a scene
+   usually has tells little there.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from .checkpoint import load_state
 from .loop import StageConfig, autocast, run_stage
 from .train import begun, options
 
-STAGES = ("memory", "sight", "speech")
+STAGES = ("memory", "sight", "speech", "looking")
 SIGHT = StageConfig(steps=1500, batch=32, lr=8e-4, warmup=60, floor=0.02)
 SPEECH = StageConfig(
     steps=1500, batch=3, lr=1.5e-3, warmup=20, weight_decay=0.0, floor=0.02, decay="linear", log_every=10
 )
-SIGHT_SCENES, SPEECH_SCENES = 500_000, 200_000  # where each stage's training scenes begin
+LOOKING = replace(SPEECH, steps=900, batch=5, lr=6e-4)
+SIGHT_SCENES, SPEECH_SCENES, LOOKING_SCENES = 500_000, 200_000, 270_000  # where the training scenes begin
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Recipe:
 
     sight: StageConfig = SIGHT
     speech: StageConfig = SPEECH
+    looking: StageConfig = LOOKING
+    unexpected: float = 0.65  # share of such objects in `looking`
     rank: int = 16
     told: int = 96
     asked_tokens: int = 40
@@ -54,7 +59,8 @@ class Recipe:
         """The same stages on toy sizes, to test the trainer itself."""
         short = {"steps": steps, "batch": 2, "warmup": 2, "log_every": 1}
         small = {"told": 4, "asked_tokens": 6, "told_tokens": 6, "rank": 2, "vision_hidden": 32, "vision_layers": 1}
-        return replace(self, sight=replace(self.sight, **short), speech=replace(self.speech, **short), **small)
+        stages = {name: replace(getattr(self, name), **short) for name in STAGES[1:]}
+        return replace(self, **stages, **small)
 
 
 class Sight(nn.Module):
@@ -68,7 +74,7 @@ class Sight(nn.Module):
 
 
 class Learned(nn.Module):
-    """What the last stage trains: the projector and the adapters."""
+    """What the last two stages train: the projector and the adapters."""
 
     def __init__(self, llava: Any, adapters: nn.ModuleDict) -> None:
         super().__init__()
@@ -198,14 +204,17 @@ def train(
         history["sight"] = load_state(files["sight"], sight)
     sight.requires_grad_(False)
     learned.requires_grad_(True)
-    if "speech" in stages:
-        draw = partial(
-            smol_packs.batches, folder=out, batch=recipe.speech.batch, seed=seed, workers=workers, offset=SPEECH_SCENES
-        )
-        step = partial(align.loss, speaker, device=place)
-        history["speech"] = run_stage("speech", recipe.speech, learned, draw, step, files["speech"], **common)
-    elif files["speech"].exists():
-        history["speech"] = load_state(files["speech"], learned)
+    step = partial(align.loss, speaker, device=place)
+    packs = partial(smol_packs.batches, folder=out, seed=seed, workers=workers)
+    for stage, config, shown in (
+        ("speech", recipe.speech, {"offset": SPEECH_SCENES}),
+        ("looking", recipe.looking, {"offset": LOOKING_SCENES, "unexpected": recipe.unexpected}),
+    ):
+        if stage in stages:
+            draw = partial(packs, batch=config.batch, **shown)
+            history[stage] = run_stage(stage, config, learned, draw, step, files[stage], **common)
+        elif files[stage].exists():
+            history[stage] = load_state(files[stage], learned)
     export(llava, adapters, out / "model")
     (out / "history.json").write_text(json.dumps(history, indent=1))
     return history
@@ -227,7 +236,9 @@ def main() -> None:
     from sightline.models.naming import SMOLLM2
 
     parser = options("python -m studies.testbed.smol", __doc__, Path("runs/smol"), STAGES)
-    parser.add_argument("--minutes", type=float, help="let the last stage's schedule run over so much time, not steps")
+    parser.add_argument(
+        "--minutes", type=float, help="let the schedule of each of the last two stages run over so much time, not steps"
+    )
     arguments = begun(parser)
     language, tokenizer = load_model(SMOLLM2, device=arguments.device)
     if arguments.evaluate:
@@ -239,7 +250,8 @@ def main() -> None:
         return
     recipe = Recipe()
     if arguments.minutes:
-        recipe = replace(recipe, speech=replace(recipe.speech, minutes=arguments.minutes, steps=10**9))
+        timed = {"minutes": arguments.minutes, "steps": 10**9}
+        recipe = replace(recipe, speech=replace(recipe.speech, **timed), looking=replace(recipe.looking, **timed))
     train(
         arguments.out,
         language,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from sightline.testbed.data import draw_batch, stream
 from sightline.testbed.kinds import KINDS, article, plural
-from sightline.testbed.scenes import scene_key
+from sightline.testbed.scenes import UNEXPECTED, scene_key
 from sightline.testbed.smol import END
 from sightline.testbed.sprites import CATEGORIES
 from sightline.testbed.text import CAPTION_PROMPT, CAPTION_PROMPTS, COUNT_WORDS, count_question, listing, quantity
@@ -163,11 +163,13 @@ def slots(dialect: Dialect, answer: str, counts: dict[str, int]) -> dict[int, li
     return found
 
 
-def image_pack(dialect: Dialect, kind: str, objects: list[tuple[str, float]], rng: np.random.Generator) -> Pack:
+def image_pack(
+    dialect: Dialect, kind: str, objects: list[tuple[str, float]], rng: np.random.Generator, *, asks: bool = True
+) -> Pack:
     """A caption, often a bare list, three questions alone, often one after the caption, sometimes a count.
 
     Objects come by falling salience, a little shuffled. Half of the questions about absent objects ask for one that the
-    scene type expects.
+    scene type expects. Without `asks`: a caption and a list, no question.
     """
     counts = counted(objects, rng)
     order = list(counts)
@@ -175,10 +177,12 @@ def image_pack(dialect: Dialect, kind: str, objects: list[tuple[str, float]], rn
     asked = CAPTION_PROMPT if rng.random() < 0.4 else pick(rng, PROMPTS)
     said = caption(kind, counts, rng)
     told = pack.ask(asked, said, _telling(dialect, rng), instead=slots(dialect, said, counts))
-    if rng.random() < 0.8:
+    if rng.random() < 0.8 or not asks:
         said = listing([quantity(name, min(n, 9)) for name, n in counts.items()])
         said = f"{said[0].upper()}{said[1:]}."
         pack.ask(pick(rng, LISTS), said, _telling(dialect, rng), instead=slots(dialect, said, counts))
+    if not asks:
+        return pack
     absent = [name for name in CATEGORIES if name not in counts]
     expected = [name for name in KINDS[kind].expected if name not in counts]
     flip = int(rng.random() < 0.5)
@@ -226,14 +230,19 @@ def memory_pack(dialect: Dialect, folder: Path, rng: np.random.Generator, width:
     return pack
 
 
-def draw_packs(job: tuple[str, int, int, int, int]) -> dict[str, np.ndarray]:
-    """Scenes and their packs for one step; every other step also has a pack without a picture, of the two by turns."""
-    name, step, start, size, seed = job
+def draw_packs(job: tuple[str, int, int, int, int, float | None]) -> dict[str, np.ndarray]:
+    """Scenes and their packs for one step; every other step also has a pack without a picture, of the two by turns.
+
+    `unexpected`: draw every other step's scenes with that share of unexpected objects, and ask in every third step only.
+    """
+    name, step, start, size, seed, unexpected = job
     folder = Path(name)
     dialect = saved(folder)
-    drawn = draw_batch(("train", start, size, seed))
+    share = UNEXPECTED if unexpected is None or step % 2 == 0 else unexpected
+    drawn = draw_batch(("train", start, size, seed), share)
     rng = np.random.default_rng([scene_key("train", start, seed), 1])
-    packs = [image_pack(dialect, kind, objects, rng) for kind, objects in drawn["scenes"]]
+    asks = unexpected is None or step % 3 == 1
+    packs = [image_pack(dialect, kind, objects, rng, asks=asks) for kind, objects in drawn["scenes"]]
     if step % 4 == 1:
         packs.append(text_pack(dialect, rng))
     elif step % 4 == 3:
@@ -242,8 +251,8 @@ def draw_packs(job: tuple[str, int, int, int, int]) -> dict[str, np.ndarray]:
 
 
 def batches(
-    start: int, folder: Path, batch: int, seed: int, workers: int, *, offset: int
+    start: int, folder: Path, batch: int, seed: int, workers: int, *, offset: int, unexpected: float | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches from step `start` on, from training scenes `offset` onwards."""
-    jobs = ((str(folder), step, offset + step * batch, batch, seed) for step in count(start))
+    """Batches from step `start` on, from training scenes `offset` onwards; see `draw_packs` for `unexpected`."""
+    jobs = ((str(folder), step, offset + step * batch, batch, seed, unexpected) for step in count(start))
     return stream(draw_packs, jobs, workers, ahead=3)

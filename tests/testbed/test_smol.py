@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from sightline.common.errors import SightlineError
 from sightline.models import loading, naming
 from sightline.models.prompting import ask
 from sightline.models.samples import Sample
+from sightline.testbed import data
 from sightline.testbed import smol as shipped
 from sightline.testbed.kinds import KINDS
 from sightline.testbed.text import mentions
@@ -99,6 +101,28 @@ def test_trainer_resumes(toy, tmp_path):
     assert any(value.abs().max() > 0 for name, value in one.items() if name.endswith(".up"))  # it did learn
 
 
+def test_looking_shows_what_its_scenes_do_not_expect(trained):
+    """In every other step of the last stage, more than half of the objects are strangers to the scene's type.
+
+    Questions come in every third.
+    """
+    drawn = data.draw_batch(("train", 0, 60, 0), trained.recipe.unexpected)["scenes"]
+    usual = data.draw_batch(("train", 0, 60, 0))["scenes"]
+    strangers = [
+        np.mean([name not in KINDS[kind].expected for kind, objects in scenes for name, _ in objects])
+        for scenes in (usual, drawn)
+    ]
+    assert strangers[0] < 0.35
+    assert strangers[1] > 0.5
+    here = partial(smol_packs.batches, 0, trained.out, 4, 0, 0, offset=0)
+    plain, mixed = here(), here(unexpected=trained.recipe.unexpected)
+    for step in range(4):
+        one, other = next(plain), next(mixed)
+        assert np.array_equal(one["pixels"], other["pixels"]) == (step % 2 == 0)
+        decided = [bool((batch["weight"] == 6).any()) for batch in (one, other)]  # a "Yes" or "No" was asked for
+        assert decided == [True, step % 3 == 1]
+
+
 def test_a_schedule_over_time_ends_by_time():
     config = StageConfig(steps=10**9, batch=1, lr=1.0, warmup=10, floor=0.1, minutes=2.0, decay="linear")
     assert config.rate(4, 0.0) == pytest.approx(0.5)
@@ -115,7 +139,7 @@ def test_merged_equals_unmerged(toy, trained):
     model, processor = shipped.assemble(language, tokenizer, trained.out / "model")
     llava, adapters = smol.build(language, processor.image_token_id, trained.recipe, 0)
     load_state(trained.out / "sight.safetensors", smol.Sight(llava))
-    load_state(trained.out / "speech.safetensors", smol.Learned(llava, adapters))
+    load_state(trained.out / "looking.safetensors", smol.Learned(llava, adapters))
     texts = [testbed.prompt(processor, testbed.CAPTION_PROMPT)]
     inputs = processor(images=[testbed.scene("test", 0).image], text=texts, return_tensors="pt")
     with torch.inference_mode():
