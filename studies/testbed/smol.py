@@ -34,9 +34,9 @@ from .train import begun, options
 STAGES = ("memory", "sight", "speech", "looking")
 SIGHT = StageConfig(steps=1500, batch=32, lr=8e-4, warmup=60, floor=0.02)
 SPEECH = StageConfig(
-    steps=1500, batch=3, lr=1.5e-3, warmup=20, weight_decay=0.0, floor=0.02, decay="linear", log_every=10
+    steps=1000, batch=3, lr=1.5e-3, warmup=20, weight_decay=0.0, floor=0.02, decay="linear", log_every=10
 )
-LOOKING = replace(SPEECH, steps=900, batch=5, lr=6e-4)
+LOOKING = replace(SPEECH, steps=700, batch=5, lr=6e-4)
 SIGHT_SCENES, SPEECH_SCENES, LOOKING_SCENES = 500_000, 200_000, 270_000  # where the training scenes begin
 
 
