@@ -15,6 +15,7 @@ STUDY = {
     "embedded-smol-chair-1": "seed 1",
     "embedded-smol-long-0": "100 tokens and more",
     "embedded-smol-pope-0": "",
+    "embedded-smol-methods-0": "",
     "embedded-chair-0": "`embedded`, seed 0",
     "embedded-chair-1": "seed 1",
     "embedded-long-0": "100 tokens and more",
