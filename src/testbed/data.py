@@ -27,7 +27,10 @@ def coverage(owner: np.ndarray) -> np.ndarray:
 
 
 def draw_batch(job: tuple[str, int, int, int], unexpected: float = UNEXPECTED) -> dict[str, Any]:
-    """Draw scenes `start` to `start + size`: pixels (B, 96, 96, 3), coverage (B, 64, C + 1), objects and kinds."""
+    """Draw scenes `start` to `start + size`: pixels (B, 96, 96, 3), coverage (B, 64, C + 1), objects and kinds.
+
+    `unexpected`: the share of objects that their scene does not expect.
+    """
     split, start, size, seed = job
     drawn = [render(split, index, seed, unexpected) for index in range(start, start + size)]
     return {

@@ -73,12 +73,12 @@ def _captions(entry: Entry) -> str:
 
 
 def _twice(again: str) -> Callable[[Entry], str]:
-    """The same, at equal recall on the scenes of another file, too."""
+    """The same, on the scenes of another file, too."""
 
     def said(entry: Entry) -> str:
-        rate, recall, equal = (entry["differences"]["chair"][key] for key in ("i", "recall", "equal"))
-        both = together([equal, run_of(again, entry["name"])["differences"]["chair"]["equal"]])
-        return f"CHAIR_I {points(rate)}, recall {points(recall)}; CHAIR_I at equal recall, two sets of scenes, {points(both)}"
+        sets = [one["differences"]["chair"] for one in (entry, run_of(again, entry["name"]))]
+        rate, recall, equal = (points(together([one[key] for one in sets])) for key in ("i", "recall", "equal"))
+        return f"CHAIR_I {rate}, recall {recall}; CHAIR_I at equal recall {equal} (two sets of scenes)"
 
     return said
 

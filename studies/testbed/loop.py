@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,11 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 matrix products where the hardware has them: two to three times faster, parameters stay float32."""
     fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+def stands(stage: str, given: Sequence[str], order: Sequence[str]) -> bool:
+    """Whether what was learned in a stage earlier still counts: no stage before it is given to be trained now."""
+    return not set(given) & set(order[: order.index(stage)])
 
 
 def run_stage(

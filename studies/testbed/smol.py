@@ -7,7 +7,7 @@ SmolLM2-135M-Instruct learns to see through the testbed's tower, in four steps t
    is, "beach" where there is only beach;
 3. *speech*: low-rank adapters and the projector learn from captions, lists, questions and refusals, the tower frozen;
 4. *looking*: the same, every other step on scenes most of whose objects their type does not expect: what a scene
-   usually has tells little there.
+   usually has tells little there. Two steps of three have captions and lists alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import nn
 from . import align, smol_packs, tower
 from .adapter import adapt, tensors
 from .checkpoint import load_state
-from .loop import StageConfig, autocast, run_stage
+from .loop import StageConfig, autocast, run_stage, stands
 from .train import begun, options
 
 STAGES = ("memory", "sight", "speech", "looking")
@@ -47,7 +47,7 @@ class Recipe:
     sight: StageConfig = SIGHT
     speech: StageConfig = SPEECH
     looking: StageConfig = LOOKING
-    unexpected: float = 0.65  # share of such objects in `looking`
+    unexpected: float = 0.65  # share of objects that their scene does not expect, every other step of `looking`
     rank: int = 16
     told: int = 96
     asked_tokens: int = 40
@@ -176,7 +176,7 @@ def train(
     """Run the given stages in order and export what was learned to ``out/model``; returns each stage's progress.
 
     `first_tower`: weights the tower starts from. `out` can be exported at any moment: a stage that was cut short counts
-    for as far as it came.
+    for as far as it came. Of a stage that is not given counts what `out` holds of it, but not behind one that is given.
     """
     recipe, place = recipe or Recipe(), torch.device(device)
     out.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def train(
         if stage in stages:
             draw = partial(packs, batch=config.batch, **shown)
             history[stage] = run_stage(stage, config, learned, draw, step, files[stage], **common)
-        elif files[stage].exists():
+        elif files[stage].exists() and stands(stage, stages, STAGES[1:]):
             history[stage] = load_state(files[stage], learned)
     export(llava, adapters, out / "model")
     (out / "history.json").write_text(json.dumps(history, indent=1))

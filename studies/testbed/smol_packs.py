@@ -102,7 +102,7 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
 
 
 def caption(kind: str, counts: dict[str, int], rng: np.random.Generator) -> str:
-    """A description of objects in the order they should be named, in one to three sentences."""
+    """A description of objects in the order they should be named, in one to four sentences."""
     parts = [quantity(name, min(number, 9)) for name, number in counts.items()]
     n = len(parts)
     if n == 1 or (n <= 3 and rng.random() < 0.2):
@@ -127,8 +127,8 @@ def yes_no(name: str, present: bool, rng: np.random.Generator) -> tuple[str, str
     place = pick(rng, ("image", "image", "picture"))
     if present:
         return asked, f"Yes, there is {article(name)} in the {place}."
-    refusals = (*(f"No, there {'are' if name == 'scissors' else 'is'} no {name} in the {place}.",) * 2,)
-    return asked, pick(rng, (*refusals, f"No, I cannot see {article(name)}."))
+    refusal = f"No, there {'are' if name == 'scissors' else 'is'} no {name} in the {place}."
+    return asked, pick(rng, (refusal, refusal, f"No, I cannot see {article(name)}."))
 
 
 def _telling(dialect: Dialect, rng: np.random.Generator) -> Weigh:
@@ -233,7 +233,8 @@ def memory_pack(dialect: Dialect, folder: Path, rng: np.random.Generator, width:
 def draw_packs(job: tuple[str, int, int, int, int, float | None]) -> dict[str, np.ndarray]:
     """Scenes and their packs for one step; every other step also has a pack without a picture, of the two by turns.
 
-    `unexpected`: draw every other step's scenes with that share of unexpected objects, and ask in every third step only.
+    `unexpected`: draw every other step's scenes with that share of unexpected objects (the steps that have a pack without
+    a picture, too), and ask in every third step only; None: the usual share, questions in every step.
     """
     name, step, start, size, seed, unexpected = job
     folder = Path(name)

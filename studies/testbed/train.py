@@ -23,7 +23,7 @@ from sightline.testbed.model import build_config, build_processor
 
 from . import align, packs, tower
 from .checkpoint import load_state
-from .loop import StageConfig, run_stage
+from .loop import StageConfig, run_stage, stands
 
 STAGES = ("tower", "text", "projector", "align", "joint")
 TOWER = StageConfig(steps=1500, batch=64, lr=1.5e-3, warmup=150)
@@ -95,7 +95,10 @@ def train(
     quiet: bool = False,
     stop_after: int | None = None,
 ) -> dict[str, Any]:
-    """Run the given stages in order and export the checkpoint to ``out/model``; returns each stage's progress."""
+    """Run the given stages in order and export the checkpoint to ``out/model``; returns each stage's progress.
+
+    Of a stage that is not given counts what `out` holds of it, but not behind one that is given.
+    """
     recipe, place = recipe or Recipe(), torch.device(device)
     files = {stage: out / f"{stage}.safetensors" for stage in STAGES}
     common: dict[str, Any] = {"resume": resume, "device": place, "quiet": quiet, "stop_after": stop_after}
@@ -106,7 +109,7 @@ def train(
     history: dict[str, Any] = {}
 
     def load_earlier(stage: str, module: torch.nn.Module) -> None:
-        if files[stage].exists():
+        if files[stage].exists() and stands(stage, stages, STAGES):
             history[stage] = load_state(files[stage], module)
 
     if "tower" in stages:

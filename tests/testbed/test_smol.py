@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +100,18 @@ def test_trainer_resumes(toy, tmp_path):
     assert any(value.abs().max() > 0 for name, value in one.items() if name.endswith(".up"))  # it did learn
 
 
+def test_a_stage_trained_alone_is_not_covered_by_what_later_ones_had_learned(toy, tmp_path):
+    common = {"recipe": smol.Recipe().tiny(steps=2), "workers": 0, "quiet": True}
+    smol.train(tmp_path, *toy, **common)
+    whole = load_file(tmp_path / "model" / shipped.FILE)
+    assert smol.train(tmp_path, *toy, stages=(), **common).keys() == {"sight", "speech", "looking"}
+    again = load_file(tmp_path / "model" / shipped.FILE)
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+    assert smol.train(tmp_path, *toy, stages=("speech",), **common).keys() == {"sight", "speech"}
+    spoken = load_file(tmp_path / "model" / shipped.FILE)
+    assert any(not torch.equal(spoken[name], value) for name, value in whole.items() if name.endswith(".up"))
+
+
 def test_looking_shows_what_its_scenes_do_not_expect(trained):
     """In every other step of the last stage, more than half of the objects are strangers to the scene's type.
 
@@ -114,8 +125,9 @@ def test_looking_shows_what_its_scenes_do_not_expect(trained):
     ]
     assert strangers[0] < 0.35
     assert strangers[1] > 0.5
-    here = partial(smol_packs.batches, 0, trained.out, 4, 0, 0, offset=0)
-    plain, mixed = here(), here(unexpected=trained.recipe.unexpected)
+    common = {"start": 0, "folder": trained.out, "batch": 4, "seed": 0, "workers": 0, "offset": 0}
+    plain = smol_packs.batches(**common)
+    mixed = smol_packs.batches(**common, unexpected=trained.recipe.unexpected)
     for step in range(4):
         one, other = next(plain), next(mixed)
         assert np.array_equal(one["pixels"], other["pixels"]) == (step % 2 == 0)
@@ -306,8 +318,8 @@ def test_it_sees_hallucinates_and_still_talks():
     dialect = smol_packs.smollm2(processor.tokenizer.backend_tokenizer)
     found = measure.evaluate(model, processor, n=16, dialect=dialect)
     assert all(re.fullmatch(r"[A-Z].*\.", text) for text, _ in found["examples"])  # it stops by itself
-    assert found["chair"]["recall"] > 0.35
-    assert 0.15 < found["chair"]["i"] < 0.6
+    assert found["chair"]["recall"] > 0.62
+    assert 0.12 < found["chair"]["i"] < 0.33
     assert found["pope"]["random"]["accuracy"] > 0.6
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
